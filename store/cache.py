@@ -1,0 +1,417 @@
+"""The feature cache as one object: open it, ask what it holds, read tokens, add entries.
+
+    cache = open_cache("lvu.zarr")
+    cache.read("clip.mp4", "patch", frames=range(0, 60))        # float16 (60, 196, 1024)
+
+Reading takes no lock and writes nothing, so a read-only mount works while others still write. What
+is here knows nothing of videos, backbones, training or torch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import fields as f
+from . import quantise
+from .catalog import CatalogRow, load_rows, save_catalog
+from .errors import CacheFormatError, EntryNotFoundError, UsageError, Vis4merError
+from .failures import FailureRecord
+from .files import (
+    JSON,
+    canonical_json,
+    create_exclusive,
+    parse_json,
+    read_json_bytes,
+    read_sealed,
+    seal,
+    storage_errors,
+    unseal,
+    write_atomic,
+)
+from .keys import entry_key, fan, task_path
+from .layout import NUMPY_DTYPES, group_metadata
+from .reader import read_frames
+from .records import EntryRecord, SourceRecord
+from .spec import CacheSpec, require_same
+from .tasks import TaskTable
+from .views import TokenView, pool_grid
+from .writer import EntryWriter
+
+Frames = slice | range | Sequence[int] | NDArray[np.integer] | None
+Tokens = NDArray[np.float16] | NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewTokens:
+    """What a view of t frames reads: patch (t, h, w, D), prefix (t, 1, D), either may be None.
+
+    num_bytes: token bytes read from the store.
+    """
+
+    patch: Tokens | None
+    prefix: Tokens | None
+    num_bytes: int
+
+
+def open_cache(path: str | Path) -> Cache:
+    """Open a cache for reading. CacheFormatError when `path` is none, or of a newer format."""
+    root = Path(path)
+    return Cache(root, _read_spec(root))
+
+
+def create_cache(path: str | Path, spec: CacheSpec) -> Cache:
+    """Make a cache, or open one made with the same settings, for writing.
+
+    Raises FingerprintError, field by field, when the cache there was made with other settings, and
+    UsageError when something else stands at `path`.
+    """
+    root = Path(path)
+    if not (root / "zarr.json").exists():
+        _make(root, spec)
+    stored = _read_spec(root)
+    require_same(stored, spec, name=str(root))
+    if stored.unknown_fields:
+        raise CacheFormatError(
+            f"{root}: written by a newer version "
+            f"(unknown fields {', '.join(stored.unknown_fields)}), so it can be read, not written; "
+            "upgrade vis4mer"
+        )
+    if stored.arrays != spec.arrays:
+        raise UsageError(
+            f"{root} holds the arrays {', '.join(stored.arrays)}, asked for "
+            f"{', '.join(spec.arrays)}; use the same --grids or choose another --cache"
+        )
+    return Cache(root, stored)
+
+
+class Cache:
+    """A cache at `path`. Use `open_cache` or `create_cache`.
+
+    The list of entries is a snapshot taken when it is first needed; `refresh` takes a new one.
+    """
+
+    def __init__(self, path: Path, spec: CacheSpec) -> None:
+        self.path = path
+        self.spec = spec
+        self._rows: dict[str, CatalogRow] | None = None
+        self._records: dict[str, EntryRecord] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._snapshot())
+
+    def __contains__(self, entry_id: str) -> bool:
+        try:
+            self.record(entry_id)
+        except EntryNotFoundError:
+            return False
+        return True
+
+    def ids(self) -> list[str]:
+        """Ids of all entries, sorted."""
+        return sorted(row.id for row in self._snapshot().values())
+
+    def refresh(self) -> None:
+        """Forget the snapshot, so that entries written by others since are seen."""
+        with self._lock:
+            self._rows = None
+            self._records = {}
+
+    def record(self, entry_id: str) -> EntryRecord:
+        """The commit record of an entry. EntryNotFoundError when there is none."""
+        if (known := self._records.get(entry_id)) is not None:
+            return known
+        key = entry_key(entry_id)
+        path = self._record_path(key)
+        row = self._snapshot().get(key)
+        try:
+            content = unseal(row.text.encode(), name=str(path)) if row else read_sealed(path)
+        except FileNotFoundError as error:
+            raise EntryNotFoundError(
+                f"{self.path} has no entry for video {entry_id!r}; `vis4mer cache ls` lists them"
+            ) from error
+        record = EntryRecord.from_json(content, spec=self.spec, name=str(path))
+        if record.id != entry_id:
+            raise CacheFormatError(f"{path}: says video {record.id!r}, expected {entry_id!r}")
+        self._records[entry_id] = record
+        return record
+
+    # Reading ---------------------------------------------------------------------------------
+
+    def read(
+        self,
+        entry_id: str,
+        array: str = "patch",
+        frames: Frames = None,
+        *,
+        out: Tokens | None = None,
+        verify: bool = True,
+    ) -> Tokens:
+        """Tokens of one array: (t, S, D), float16, or float32 from bfloat16 and int8 caches.
+
+        frames: which ones (default all), half-open slices and ranges or indices in any order.
+        out: filled and returned when given; of the shape and type above, or any float type.
+        verify: check the crc32c of every frame. Raises DamagedEntryError, never gives zeros.
+        """
+        record = self.record(entry_id)
+        chosen = _frame_indices(frames, record, self.path)
+        if array not in record.arrays or array not in self.spec.arrays:
+            raise UsageError(
+                f"video {entry_id!r} in {self.path} has no array {array!r}, only "
+                f"{', '.join(name for name in self.spec.arrays if name in record.arrays)}"
+            )
+        shape = (len(chosen), *record.arrays[array].shape[1:])
+        dtype = quantise.decoded_dtype(self.spec.stored_dtype)
+        if out is not None and out.shape != shape:
+            raise UsageError(f"out has shape {out.shape}, expected {shape}")
+        direct = (
+            out is not None
+            and self.spec.stored_dtype == "float16"
+            and out.dtype == dtype
+            and out.flags.c_contiguous
+        )
+        if direct and out is not None:
+            self._read_stored(record, array, chosen, out=out, verify=verify)
+            return out
+        values = self._read_decoded(record, array, chosen, verify=verify)
+        if out is None:
+            return values
+        np.copyto(out, values, casting="same_kind")
+        return out
+
+    def read_view(
+        self,
+        entry_id: str,
+        view: TokenView,
+        frames: Frames = None,
+        *,
+        pool: bool = True,
+        verify: bool = True,
+    ) -> ViewTokens:
+        """The parts of some frames that a view needs, from the cheapest array that gives them.
+
+        pool: average down to the view's grid here; otherwise the patch tokens keep the stored
+        grid, for a caller that pools on its device.
+        """
+        record = self.record(entry_id)
+        view.require(self.spec)
+        prefix = patch = None
+        num_bytes = 0
+        if view.cls:
+            prefix = self.read(entry_id, "prefix", frames, verify=verify)[:, :1]  # t 1 D
+            num_bytes += prefix.shape[0] * self._frame_cost(record, "prefix")
+        if view.grid is not None:
+            array = view.stored_array(self.spec, tuple(record.arrays))
+            tokens = self.read(entry_id, array, frames, verify=verify)  # t h·w D
+            num_bytes += tokens.shape[0] * self._frame_cost(record, array)
+            grid = self.spec.array_grid(array) or view.grid
+            if pool and grid != view.grid:
+                tokens = _pooled(tokens, grid, view.grid)
+                grid = view.grid
+            patch = tokens.reshape(tokens.shape[0], *grid, tokens.shape[-1])  # t h w D
+        return ViewTokens(patch=patch, prefix=prefix, num_bytes=num_bytes)
+
+    # Labels, failures ------------------------------------------------------------------------
+
+    def tasks(self) -> list[str]:
+        """References of the task tables, e.g. `lvu/relationship`, sorted."""
+        found = (self.path / "tasks").glob("*/*.json")
+        return sorted(f"{path.parent.name}/{path.stem}" for path in found)
+
+    def task(self, reference: str) -> TaskTable:
+        """A task table. UsageError lists those present."""
+        path = self._task_path(reference)
+        try:
+            content = read_sealed(path)
+        except FileNotFoundError as error:
+            present = ", ".join(self.tasks()) or "none; add labels with `vis4mer label`"
+            raise UsageError(f"{self.path} has no task {reference!r}; it has {present}") from error
+        table = TaskTable.from_json(content, name=str(path))
+        if table.reference != reference:
+            raise CacheFormatError(f"{path}: is task {table.reference!r}, expected {reference!r}")
+        return table
+
+    def save_task(self, table: TaskTable) -> None:
+        """Add a task table, or replace the one of its name."""
+        write_atomic(self._task_path(table.reference), seal(table.to_json()))
+
+    def failures(self) -> list[FailureRecord]:
+        """What went wrong so far, sorted by id."""
+        found = sorted((self.path / "failures").glob("*/*.json"))
+        records = [FailureRecord.from_json(read_sealed(p), name=str(p)) for p in found]
+        return sorted(records, key=lambda record: record.id)
+
+    def record_failure(self, failure: FailureRecord) -> None:
+        write_atomic(self._failure_path(failure.id), seal(failure.to_json()))
+
+    def clear_failure(self, entry_id: str) -> None:
+        self._failure_path(entry_id).unlink(missing_ok=True)
+
+    # Writing ---------------------------------------------------------------------------------
+
+    def write_entry(
+        self, entry_id: str, *, source: SourceRecord, overwrite: bool = False
+    ) -> EntryWriter:
+        """A context manager that takes an entry's frames; see EntryWriter.
+
+        overwrite: the commit replaces an entry that is there; otherwise the first commit stands.
+        """
+
+        def publish(record: EntryRecord) -> EntryRecord:
+            return self._publish(record, overwrite=overwrite)
+
+        _ensure_group(self.path / "videos" / fan(entry_key(entry_id)))
+        return EntryWriter(self.path, entry_id, spec=self.spec, source=source, publish=publish)
+
+    def remove(self, entry_id: str) -> None:
+        """Make an entry cease to exist; its bytes go with the next `gc`."""
+        record = self.record(entry_id)
+        with storage_errors(self.path):
+            self._record_path(record.key).unlink(missing_ok=True)
+        self.refresh()
+
+    def write_catalog(self) -> None:
+        """Bring `catalog.json` up to date with the records."""
+        self.refresh()
+        save_catalog(self.path, self._snapshot())
+
+    # -----------------------------------------------------------------------------------------
+
+    def _publish(self, record: EntryRecord, *, overwrite: bool) -> EntryRecord:
+        path = self._record_path(record.key)
+        data = seal(record.to_json())
+        if overwrite:
+            write_atomic(path, data)
+        elif not create_exclusive(path, data):
+            return EntryRecord.from_json(read_sealed(path), spec=self.spec, name=str(path))
+        self.clear_failure(record.id)
+        stat = path.stat()
+        row = CatalogRow(
+            id=record.id, size=stat.st_size, mtime_ns=stat.st_mtime_ns, text=data.decode()
+        )
+        with self._lock:
+            self._records[record.id] = record
+            if self._rows is not None:
+                self._rows[record.key] = row
+        return record
+
+    def _snapshot(self) -> dict[str, CatalogRow]:
+        with self._lock:
+            if self._rows is None:
+                self._rows = load_rows(self.path)
+            return self._rows
+
+    def _read_decoded(
+        self, record: EntryRecord, array: str, frames: NDArray[np.int64], *, verify: bool
+    ) -> Tokens:
+        values = self._read_stored(record, array, frames, verify=verify)
+        if self.spec.stored_dtype == "bfloat16":
+            return quantise.decode_bfloat16(values)
+        if self.spec.stored_dtype == "int8":
+            scale = self._read_stored(record, f"{array}_scale", frames, verify=verify)
+            row = np.zeros(1, dtype=np.int64)
+            channel = self._read_stored(record, f"{array}_channel", row, verify=verify)[0]
+            return quantise.decode_int8(values, scale, channel)
+        return values
+
+    def _read_stored(
+        self,
+        record: EntryRecord,
+        array: str,
+        frames: NDArray[np.int64],
+        *,
+        out: Tokens | None = None,
+        verify: bool,
+    ) -> NDArray[Any]:
+        """Frames of one stored array, in its stored type."""
+        layout = record.arrays[array]
+        shape = (len(frames), *layout.shape[1:])
+        values = np.empty(shape, dtype=NUMPY_DTYPES[layout.dtype]) if out is None else out
+        read_frames(self.path, record, array, frames, values, verify=verify)
+        return values
+
+    def _frame_cost(self, record: EntryRecord, array: str) -> int:
+        layout = record.arrays[array]
+        per_value = np.dtype(NUMPY_DTYPES[layout.dtype]).itemsize
+        scales = 4 * layout.shape[1] if self.spec.stored_dtype == "int8" else 0
+        return int(np.prod(layout.shape[1:])) * per_value + scales
+
+    def _record_path(self, key: str) -> Path:
+        return self.path / "records" / fan(key) / f"{key}.json"
+
+    def _failure_path(self, entry_id: str) -> Path:
+        key = entry_key(entry_id)
+        return self.path / "failures" / fan(key) / f"{key}.json"
+
+    def _task_path(self, reference: str) -> Path:
+        dataset, task = task_path(reference)
+        return self.path / "tasks" / dataset / f"{task}.json"
+
+
+def _frame_indices(frames: Frames, record: EntryRecord, path: Path) -> NDArray[np.int64]:
+    """Indices of the frames asked for, each checked to be in [0, num_frames)."""
+    every = range(record.num_frames)
+    if frames is None or isinstance(frames, slice):
+        return np.asarray(every[frames] if frames is not None else every, dtype=np.int64)
+    chosen = np.asarray(frames, dtype=np.int64)
+    if chosen.ndim != 1 or (chosen.size and not 0 <= chosen.min() <= chosen.max() < len(every)):
+        raise UsageError(
+            f"video {record.id!r} in {path} has frames 0 to {len(every) - 1}; "
+            f"asked for {chosen.min()} to {chosen.max()}"
+            if chosen.ndim == 1
+            else f"frames must be one-dimensional, got shape {chosen.shape}"
+        )
+    return chosen
+
+
+def _pooled(tokens: Tokens, grid: tuple[int, int], pooled: tuple[int, int]) -> Tokens:
+    averages = pool_grid(tokens, grid, pooled)
+    return averages.astype(np.float16) if tokens.dtype == np.float16 else averages
+
+
+def _make(root: Path, spec: CacheSpec) -> None:
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UsageError(
+            f"{root} exists and is no feature cache; give --cache a new or empty directory"
+        )
+    with storage_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+    _ensure_group(root / "videos")
+    about: JSON = parse_json(seal(spec.to_json()), name="spec")
+    data = canonical_json(group_metadata({"vis4mer": about}))
+    create_exclusive(root / "zarr.json", data)  # a loser of the race opens the winner's cache
+
+
+def _ensure_group(folder: Path) -> None:
+    """A `zarr.json` at every level, or whole groups vanish from plain Zarr readers."""
+    path = folder / "zarr.json"
+    if not path.exists():
+        create_exclusive(path, canonical_json(group_metadata({})))
+
+
+def _read_spec(root: Path) -> CacheSpec:
+    path = root / "zarr.json"
+    if not root.is_dir():
+        raise UsageError(f"{root}: no such directory; expected a feature cache")
+    try:
+        content = parse_json(read_json_bytes(path), name=str(path))
+    except FileNotFoundError as error:
+        raise CacheFormatError(
+            f"{root} is no feature cache (it has no zarr.json); `vis4mer extract --cache` makes one"
+        ) from error
+    except OSError as error:
+        raise Vis4merError(f"{path} cannot be read ({error.strerror})") from error
+    attributes = f.mapping(content, "attributes", name=str(path))
+    if "vis4mer" not in attributes:
+        raise CacheFormatError(f"{root} is a Zarr group but no vis4mer feature cache")
+    about = f.mapping(attributes, "vis4mer", name=str(path))
+    spec = CacheSpec.from_json(about, name=str(path))
+    unseal(canonical_json(about), name=str(path))
+    return spec

@@ -1,0 +1,98 @@
+"""Typed fields out of untrusted JSON objects.
+
+One function a kind of value, each with an error that names the file, the field, the value and what
+was expected. `bool` is an `int` to Python and is refused where a number is meant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from .errors import CacheFormatError
+
+T = TypeVar("T")
+
+
+def _refuse(name: str, field: str, value: object, expected: str) -> CacheFormatError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return CacheFormatError(f"{name}: field {field!r} is {shown}, expected {expected}")
+
+
+def _get(data: Mapping[str, Any], field: str, name: str) -> Any:
+    if field not in data:
+        raise CacheFormatError(f"{name}: field {field!r} is missing")
+    return data[field]
+
+
+def text(data: Mapping[str, Any], field: str, *, name: str) -> str:
+    value = _get(data, field, name)
+    if not isinstance(value, str):
+        raise _refuse(name, field, value, "text")
+    return value
+
+
+def choice(data: Mapping[str, Any], field: str, choices: tuple[T, ...], *, name: str) -> T:
+    value = _get(data, field, name)
+    for allowed in choices:
+        if value == allowed and type(value) is type(allowed):
+            return allowed
+    raise _refuse(name, field, value, "one of " + ", ".join(map(str, choices)))
+
+
+def integer(data: Mapping[str, Any], field: str, *, name: str, minimum: int = 0) -> int:
+    value = _get(data, field, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise _refuse(name, field, value, f"an integer of at least {minimum}")
+    return value
+
+
+def number(data: Mapping[str, Any], field: str, *, name: str) -> float:
+    value = _get(data, field, name)
+    return as_number(value, field, name=name)
+
+
+def as_number(value: object, field: str, *, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise _refuse(name, field, value, "a finite number")
+    return float(value)
+
+
+def optional_number(data: Mapping[str, Any], field: str, *, name: str) -> float | None:
+    return None if data.get(field) is None else number(data, field, name=name)
+
+
+def numbers(data: Mapping[str, Any], field: str, *, name: str) -> tuple[float, ...]:
+    values = sequence(data, field, name=name)
+    return tuple(as_number(value, field, name=name) for value in values)
+
+
+def integers(data: Mapping[str, Any], field: str, *, name: str) -> tuple[int, ...]:
+    values = sequence(data, field, name=name)
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise _refuse(name, field, value, "integers of at least 0")
+    return tuple(values)
+
+
+def texts(data: Mapping[str, Any], field: str, *, name: str) -> tuple[str, ...]:
+    values = sequence(data, field, name=name)
+    if not all(isinstance(value, str) for value in values):
+        raise _refuse(name, field, values, "a list of text")
+    return tuple(values)
+
+
+def sequence(data: Mapping[str, Any], field: str, *, name: str) -> list[Any]:
+    value = _get(data, field, name)
+    if not isinstance(value, list):
+        raise _refuse(name, field, value, "a list")
+    return value
+
+
+def mapping(data: Mapping[str, Any], field: str, *, name: str) -> dict[str, Any]:
+    value = _get(data, field, name)
+    if not isinstance(value, dict):
+        raise _refuse(name, field, value, "an object")
+    return value

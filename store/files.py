@@ -1,0 +1,154 @@
+"""Files that are either whole or absent, and JSON that carries a checksum of itself.
+
+Everything a cache says about itself goes through here: written beside its final name, flushed to
+the disk, then renamed (or linked, where it must not replace anything). Knows nothing of what the
+JSON means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import CacheFormatError, Vis4merError
+
+JSON = dict[str, Any]
+MAX_JSON_BYTES = 64 << 20  # a record of a ten-hour video at 1 fps is 0.5 MB
+_STORE_FAILURES = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EROFS: "the file system is read-only; choose another directory",
+    errno.EACCES: "permission denied; choose a directory that you may write to",
+    errno.EPERM: "permission denied; choose a directory that you may write to",
+}
+
+
+class StorageError(Vis4merError, OSError):
+    """The place a cache or run is written to refuses: full, read-only, not permitted."""
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a refusing file system into one clear line that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageError) or error.errno not in _STORE_FAILURES:
+            raise
+        raise StorageError(f"cannot write {path}: {_STORE_FAILURES[error.errno]}") from error
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in a directory durable (NFS reports a full quota only here)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_beside(path: Path, data: bytes) -> Path:
+    beside = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.tmp")
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    return beside
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: a reader sees the old bytes or the new ones, never a part."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = _write_beside(path, data)
+        try:
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        fsync_directory(path.parent)
+
+
+def create_exclusive(path: Path, data: bytes) -> bool:
+    """Create `path` whole; False when somebody else's file already stands there.
+
+    A hard link is used because it refuses to replace, on NFS too.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = _write_beside(path, data)
+        try:
+            os.link(beside, path)
+        except FileExistsError:
+            return False
+        finally:
+            beside.unlink(missing_ok=True)
+        fsync_directory(path.parent)
+    return True
+
+
+def canonical_json(value: Any) -> bytes:
+    """Sorted keys, no spaces, UTF-8, no NaN: one value has one spelling."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def seal(content: Mapping[str, Any]) -> bytes:
+    """Canonical JSON of `content` with a SHA-256 of everything else under "checksum"."""
+    return canonical_json({**content, "checksum": _checksum(content)})
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    body = {key: value for key, value in content.items() if key != "checksum"}
+    return f"sha256:{hashlib.sha256(canonical_json(body)).hexdigest()}"
+
+
+def unseal(data: bytes, *, name: str) -> JSON:
+    """The content of sealed JSON; CacheFormatError when it is torn, altered or no object."""
+    content = parse_json(data, name=name)
+    try:
+        sound = content.get("checksum") == _checksum(content)
+    except (ValueError, RecursionError):  # NaN, or nested beyond what we ever write
+        sound = False
+    if not sound:
+        raise CacheFormatError(
+            f"{name}: checksum does not match its content; the file is damaged or was edited "
+            "(`vis4mer cache verify` lists all such files)"
+        )
+    return content
+
+
+def parse_json(data: bytes, *, name: str) -> JSON:
+    """A JSON object from untrusted bytes."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CacheFormatError(f"{name}: not JSON ({type(error).__name__}); damaged?") from error
+    if not isinstance(content, dict):
+        raise CacheFormatError(f"{name}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def read_json_bytes(path: Path) -> bytes:
+    """The bytes of a JSON file, refused when it is larger than any we write."""
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise CacheFormatError(f"{path}: {size} bytes of JSON, expected at most {MAX_JSON_BYTES}")
+    return path.read_bytes()
+
+
+def read_sealed(path: Path) -> JSON:
+    """`unseal` for a file."""
+    return unseal(read_json_bytes(path), name=str(path))

@@ -1,0 +1,205 @@
+"""Commit records: the presence of `records/<fan>/<key>.json` *is* the existence of an entry.
+
+Zarr reads a missing chunk as zeros without a word; only the record says what must be there: every
+object with its size and crc32c, every array with its shape, type and the SHA-256 of its values.
+Records come from shared caches and are untrusted: each field is checked when it is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from . import fields as f
+from .errors import CacheFormatError
+from .keys import ATTEMPT_PATTERN, check_id, entry_key, fan
+from .spec import CacheSpec
+
+_OBJECT_PATTERN = re.compile(r"(?:[a-z0-9_]{1,32}/)?(?:zarr\.json|c/\d{1,9}(?:/0){1,2})")
+_ARRAY_PATTERN = re.compile(r"[a-z0-9_]{1,32}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """The video file an entry was made from. `name` is its path as given, for show only."""
+
+    name: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """One file of an entry: its size in bytes and the crc32c of all of them."""
+
+    size: int
+    crc32c: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayRecord:
+    """One array: Zarr shape (T, S, D) or (T, S), Zarr data type, frames in a shard, and the
+    SHA-256 of all stored values in frame order, whatever the sharding."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    frames_per_shard: int
+    sha256: str
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.shape[0] // self.frames_per_shard)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryRecord:
+    """Everything that one entry is, apart from its tokens."""
+
+    id: str
+    attempt: str
+    num_frames: int
+    pts_seconds: tuple[float, ...]
+    duration_seconds: float
+    arrays: Mapping[str, ArrayRecord]
+    objects: Mapping[str, StoredObject]
+    source: SourceRecord
+    damaged_frames: int
+    provenance: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        return entry_key(self.id)
+
+    @property
+    def folder(self) -> str:
+        """Directory of the committed attempt, relative to the cache."""
+        return f"videos/{fan(self.key)}/{self.key}.{self.attempt}"
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(stored.size for stored in self.objects.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, spec: CacheSpec, name: str) -> EntryRecord:
+        """Read an untrusted record and check it against the spec of its cache."""
+        record = cls(
+            id=f.text(data, "id", name=name),
+            attempt=f.text(data, "attempt", name=name),
+            num_frames=f.integer(data, "num_frames", name=name, minimum=1),
+            pts_seconds=f.numbers(data, "pts_seconds", name=name),
+            duration_seconds=f.number(data, "duration_seconds", name=name),
+            arrays={
+                array: _array(values, f"{name}: array {array}")
+                for array, values in f.mapping(data, "arrays", name=name).items()
+            },
+            objects={
+                path: _object(values, f"{name}: object {path}")
+                for path, values in f.mapping(data, "objects", name=name).items()
+            },
+            source=_source(f.mapping(data, "source", name=name), f"{name}: source"),
+            damaged_frames=f.integer(data, "damaged_frames", name=name),
+            provenance=_provenance(f.mapping(data, "provenance", name=name), name),
+        )
+        _check(record, spec, name)
+        return record
+
+
+def stored_arrays(spec: CacheSpec, array: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The Zarr arrays that hold one token array: name → (shape of a frame, Zarr data type).
+
+    bfloat16 is stored as uint16. int8 values are q · token scale (S) · channel scale (D), the
+    latter one row for the whole entry.
+    """
+    tokens = spec.tokens_per_frame(array)
+    values = {"float16": "float16", "bfloat16": "uint16", "int8": "int8"}[spec.stored_dtype]
+    stored: dict[str, tuple[tuple[int, ...], str]] = {array: ((tokens, spec.dim), values)}
+    if spec.stored_dtype == "int8":
+        stored[f"{array}_scale"] = ((tokens,), "float32")
+        stored[f"{array}_channel"] = ((spec.dim,), "float32")
+    return stored
+
+
+def _check(record: EntryRecord, spec: CacheSpec, name: str) -> None:
+    """Shapes follow from the spec; a record that claims others is refused before allocation."""
+    check_id(record.id)
+    if not ATTEMPT_PATTERN.fullmatch(record.attempt):
+        raise CacheFormatError(f"{name}: attempt {record.attempt!r}, expected 12 hex digits")
+    if len(record.pts_seconds) != record.num_frames:
+        raise CacheFormatError(
+            f"{name}: {len(record.pts_seconds)} timestamps for {record.num_frames} frames"
+        )
+    expected = {
+        stored: layout
+        for array in spec.arrays
+        if array in record.arrays
+        for stored, layout in stored_arrays(spec, array).items()
+    }
+    if set(record.arrays) != set(expected) or not expected:
+        raise CacheFormatError(
+            f"{name}: arrays {sorted(record.arrays)}, expected {sorted(expected) or spec.arrays}"
+        )
+    for array, (frame_shape, dtype) in expected.items():
+        found = record.arrays[array]
+        frames = 1 if array.endswith("_channel") else record.num_frames
+        if (found.shape, found.dtype) != ((frames, *frame_shape), dtype):
+            raise CacheFormatError(
+                f"{name}: array {array} is {found.dtype} {found.shape}, "
+                f"expected {dtype} {(frames, *frame_shape)}"
+            )
+        for shard in range(found.num_shards):
+            if shard_path(array, shard, dims=len(frame_shape)) not in record.objects:
+                raise CacheFormatError(f"{name}: array {array} lists no object for shard {shard}")
+
+
+def shard_path(array: str, shard: int, *, dims: int) -> str:
+    """Zarr's default chunk key of one shard, relative to the entry's directory."""
+    return f"{array}/c/{shard}" + "/0" * dims
+
+
+def _array(data: object, name: str) -> ArrayRecord:
+    fields = _object_fields(data, name)
+    if not _ARRAY_PATTERN.fullmatch(name.rpartition(" ")[2]):
+        raise CacheFormatError(f"{name}: not a name of an array")
+    shape = f.integers(fields, "shape", name=name)
+    if not 2 <= len(shape) <= 3 or min(shape) < 1:
+        raise CacheFormatError(f"{name}: shape {shape}, expected two or three sizes of at least 1")
+    return ArrayRecord(
+        shape=shape,
+        dtype=f.text(fields, "dtype", name=name),
+        frames_per_shard=f.integer(fields, "frames_per_shard", name=name, minimum=1),
+        sha256=f.text(fields, "sha256", name=name),
+    )
+
+
+def _object(data: object, name: str) -> StoredObject:
+    if not _OBJECT_PATTERN.fullmatch(name.rpartition(" ")[2]):
+        raise CacheFormatError(f"{name}: not a path inside an entry")
+    fields = _object_fields(data, name)
+    return StoredObject(
+        size=f.integer(fields, "size", name=name), crc32c=f.integer(fields, "crc32c", name=name)
+    )
+
+
+def _source(data: Mapping[str, Any], name: str) -> SourceRecord:
+    return SourceRecord(
+        name=f.text(data, "name", name=name),
+        size=f.integer(data, "size", name=name),
+        mtime_ns=f.integer(data, "mtime_ns", name=name),
+        sha256=f.text(data, "sha256", name=name),
+    )
+
+
+def _provenance(data: Mapping[str, Any], name: str) -> dict[str, str]:
+    return {key: f.text(data, key, name=f"{name}: provenance") for key in data}
+
+
+def _object_fields(data: object, name: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise CacheFormatError(f"{name}: expected an object")
+    return data

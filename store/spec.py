@@ -1,0 +1,246 @@
+"""CacheSpec: what made the numbers in a cache, and the fingerprint that says so in one word.
+
+Everything that changes a stored value is part of the fingerprint. Versions, hosts and devices are
+provenance (they stand in the records): shown and compared, but an upgrade locks nobody out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar, get_args
+
+from . import fields as f
+from .errors import CacheFormatError, FieldDifference, FingerprintError
+from .files import canonical_json
+
+FORMAT = 1
+Built = TypeVar("Built")
+StoredDtype = Literal["float16", "bfloat16", "int8"]
+ComputeDtype = Literal["float32", "bfloat16"]
+Interpolation = Literal["bicubic", "bilinear"]
+Resize = Literal["short-side", "squash"]
+
+# Fields that describe a cache without changing a value: where the weights came from (their hash is
+# identity) and which arrays are kept (a partial copy of a cache holds the same numbers).
+NOT_IDENTITY = ("weights", "arrays")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How a frame becomes the backbone's input.
+
+    size: (height, width) of the input in pixels. `short-side` resizes the short side to
+    floor(size / crop_pct) and crops the centre; `squash` resizes both sides to `size`.
+    mean, std: per RGB channel, for values in 0–1.
+    """
+
+    size: tuple[int, int]
+    resize: Resize = "short-side"
+    crop_pct: float = 1.0
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1 or not 0 < self.crop_pct <= 1 or min(self.std) <= 0:
+            raise ValueError(f"not a preprocessing that can be applied: {self}")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, name: str) -> Preprocess:
+        height, width = _of_length(f.integers(data, "size", name=name), 2, "size", name)
+        mean = _of_length(f.numbers(data, "mean", name=name), 3, "mean", name)
+        std = _of_length(f.numbers(data, "std", name=name), 3, "std", name)
+        return _built(
+            cls,
+            name,
+            size=(height, width),
+            resize=f.choice(data, "resize", get_args(Resize), name=name),
+            crop_pct=f.number(data, "crop_pct", name=name),
+            interpolation=f.choice(data, "interpolation", get_args(Interpolation), name=name),
+            mean=mean,
+            std=std,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which moments of a video become frames: first pts + k / fps, over the whole file."""
+
+    kind: Literal["fps"] = "fps"
+    fps: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise ValueError(f"fps must be a positive number, got {self.fps}")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, name: str) -> Sampling:
+        kind: Literal["fps"] = f.choice(data, "kind", ("fps",), name=name)
+        return _built(cls, name, kind=kind, fps=f.number(data, "fps", name=name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """What a cache holds and what made it. Stored in the root group's attributes.
+
+    backbone: timm name with tag, or `module:function`. weights: `hub`, `file` or `random:SEED`.
+    weights_sha256: of the weights as loaded. layer: which layer the tokens come from.
+    grid: (h, w) of the patch tokens. num_prefix: CLS and register tokens a frame. dim: width D.
+    arrays: the arrays each entry holds, of `patch`, `prefix`, `gridN`.
+    """
+
+    backbone: str
+    weights: str
+    weights_sha256: str
+    layer: str = "final-norm"
+    preprocess: Preprocess
+    sampling: Sampling
+    reader: str
+    compute_dtype: ComputeDtype = "float32"
+    stored_dtype: StoredDtype = "float16"
+    grid: tuple[int, int]
+    num_prefix: int
+    dim: int
+    arrays: tuple[str, ...] = ("patch", "prefix")
+    unknown_fields: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if min(self.grid) < 1 or self.dim < 1 or self.num_prefix < 0:
+            raise ValueError(f"tokens need a grid and a width, got grid {self.grid} dim {self.dim}")
+        object.__setattr__(self, "arrays", self._checked_arrays())
+
+    def _checked_arrays(self) -> tuple[str, ...]:
+        """Known names, each once, in a fixed order; no prefix array when p = 0."""
+        chosen = {name for name in self.arrays if name != "prefix" or self.num_prefix}
+        for name in chosen:
+            self.tokens_per_frame(name)
+        if not chosen:
+            raise ValueError("a cache needs at least one array")
+        return tuple(sorted(chosen, key=lambda name: (_ARRAY_ORDER.get(name, 2), name)))
+
+    def array_grid(self, array: str) -> tuple[int, int] | None:
+        """(h, w) of `patch` or of a pooled copy `gridN`; None for `prefix`."""
+        if array == "patch":
+            return self.grid
+        if array == "prefix":
+            return None
+        side = array.removeprefix("grid")
+        if array == f"grid{side}" and side.isascii() and side.isdigit() and len(side) < 4:
+            pooled = int(side)
+            if 1 <= pooled <= min(self.grid):
+                return (pooled, pooled)
+        raise ValueError(
+            f"unknown array {array!r}: expected patch, prefix or gridN "
+            f"with N from 1 to {min(self.grid)}"
+        )
+
+    def tokens_per_frame(self, array: str) -> int:
+        grid = self.array_grid(array)
+        return self.num_prefix if grid is None else grid[0] * grid[1]
+
+    def to_json(self) -> dict[str, Any]:
+        data = {key: value for key, value in asdict(self).items() if key != "unknown_fields"}
+        return {"format": FORMAT, **data, "fingerprint": self.fingerprint}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The fields that change stored values."""
+        data = asdict(self)
+        for name in (*NOT_IDENTITY, "unknown_fields"):
+            del data[name]
+        return {"format": FORMAT, **data}
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of the canonical JSON of `identity`."""
+        return hashlib.sha256(canonical_json(self.identity)).hexdigest()[:16]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, name: str) -> CacheSpec:
+        """Read an untrusted spec. A newer format is refused by name; unknown fields are kept aside
+        (such a cache can be read, not written)."""
+        format_number = f.integer(data, "format", name=name)
+        if format_number > FORMAT:
+            raise CacheFormatError(
+                f"{name}: cache format {format_number} is newer than this version reads "
+                f"(format {FORMAT}); upgrade vis4mer"
+            )
+        known = {field.name for field in fields(cls)} | {"format", "fingerprint", "checksum"}
+        height, width = _of_length(f.integers(data, "grid", name=name), 2, "grid", name)
+        spec = _built(
+            cls,
+            name,
+            backbone=f.text(data, "backbone", name=name),
+            weights=f.text(data, "weights", name=name),
+            weights_sha256=f.text(data, "weights_sha256", name=name),
+            layer=f.text(data, "layer", name=name),
+            preprocess=Preprocess.from_json(f.mapping(data, "preprocess", name=name), name=name),
+            sampling=Sampling.from_json(f.mapping(data, "sampling", name=name), name=name),
+            reader=f.text(data, "reader", name=name),
+            compute_dtype=f.choice(data, "compute_dtype", get_args(ComputeDtype), name=name),
+            stored_dtype=f.choice(data, "stored_dtype", get_args(StoredDtype), name=name),
+            grid=(height, width),
+            num_prefix=f.integer(data, "num_prefix", name=name),
+            dim=f.integer(data, "dim", name=name, minimum=1),
+            arrays=f.texts(data, "arrays", name=name),
+            unknown_fields=tuple(sorted(set(data) - known)),
+        )
+        if not spec.unknown_fields and data.get("fingerprint") != spec.fingerprint:
+            raise CacheFormatError(
+                f"{name}: fingerprint {data.get('fingerprint')!r} does not match its fields "
+                f"({spec.fingerprint}); the file was edited or damaged"
+            )
+        return spec
+
+
+def require_same(stored: CacheSpec, wanted: CacheSpec, *, name: str) -> None:
+    """Raise FingerprintError, listing the fields, unless both specs make the same numbers."""
+    differences = diff_specs(stored, wanted)
+    if not differences:
+        return
+    listed = "; ".join(f"{d.field}: cache {d.stored}, asked {d.wanted}" for d in differences)
+    raise FingerprintError(
+        f"{name} was made with other settings ({listed}); "
+        "use the cache's own settings or choose another --cache",
+        differences,
+    )
+
+
+def diff_specs(stored: CacheSpec, wanted: CacheSpec) -> tuple[FieldDifference, ...]:
+    """Field-by-field differences in identity, nested fields with dotted names."""
+    left, right = _flat(stored.identity), _flat(wanted.identity)
+    return tuple(
+        FieldDifference(field, str(left.get(field)), str(right.get(field)))
+        for field in sorted(left.keys() | right.keys())
+        if left.get(field) != right.get(field)
+    )
+
+
+_ARRAY_ORDER = {"patch": 0, "prefix": 1}
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _of_length(values: tuple[Any, ...], length: int, field: str, name: str) -> Any:
+    if len(values) != length:
+        raise CacheFormatError(f"{name}: field {field!r} has {len(values)} values, not {length}")
+    return values
+
+
+def _built(cls: type[Built], name: str, **values: Any) -> Built:
+    """Construct a validated record; its ValueError becomes a format error that names the file."""
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise CacheFormatError(f"{name}: {error}") from error

@@ -1,0 +1,127 @@
+"""Task tables: what the labels are, and which part of each video they speak of.
+
+A table travels inside the cache as `tasks/<dataset>/<task>.json`. Crops (COIN's start to end) and
+trimmed outros are extents of its rows, half-open seconds from the entry's first frame, applied on
+reading: six tasks may name one entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from . import fields as f
+from .errors import CacheFormatError, UsageError
+from .keys import check_id, task_path
+
+Split = Literal["train", "val", "test"]
+TaskKind = Literal["classification", "regression"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRow:
+    """One labelled video: `label` is a class index, or a value for regression.
+
+    The extent is [start_seconds, end_seconds) from the first frame; None means the video's own
+    beginning or end. `group` names what must not be shared between splits (LVU: the movie).
+    """
+
+    id: str
+    split: Split
+    label: float
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        start = self.start_seconds or 0.0
+        if start < 0 or (self.end_seconds is not None and self.end_seconds <= start):
+            raise UsageError(
+                f"video {self.id!r}: extent {self.start_seconds} to {self.end_seconds} seconds, "
+                "expected 0 <= start < end"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskTable:
+    """All rows of one task, e.g. `lvu/relationship`. `classes` is empty for regression."""
+
+    dataset: str
+    task: str
+    kind: TaskKind
+    classes: tuple[str, ...] = ()
+    rows: tuple[TaskRow, ...]
+
+    def __post_init__(self) -> None:
+        task_path(self.reference)
+        if (self.kind == "classification") != bool(self.classes):
+            raise UsageError(
+                f"task {self.reference}: a classification task, and no other, has classes"
+            )
+        for row in self.rows:
+            check_id(row.id)
+            if self.classes and not (
+                row.label == int(row.label) and 0 <= row.label < self.num_outputs
+            ):
+                raise UsageError(
+                    f"task {self.reference}: video {row.id!r} has class {row.label:g}, "
+                    f"expected 0 to {self.num_outputs - 1}"
+                )
+
+    @property
+    def reference(self) -> str:
+        return f"{self.dataset}/{self.task}"
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.classes) or 1
+
+    def split(self, split: Split) -> tuple[TaskRow, ...]:
+        return tuple(row for row in self.rows if row.split == split)
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [
+            [r.id, r.split, r.label, r.start_seconds, r.end_seconds, r.group] for r in self.rows
+        ]
+        return {
+            "dataset": self.dataset,
+            "task": self.task,
+            "kind": self.kind,
+            "classes": list(self.classes),
+            "columns": ["id", "split", "label", "start_seconds", "end_seconds", "group"],
+            "rows": rows,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, name: str) -> TaskTable:
+        """Read an untrusted table; CacheFormatError names the file and the row."""
+        try:
+            return cls(
+                dataset=f.text(data, "dataset", name=name),
+                task=f.text(data, "task", name=name),
+                kind=f.choice(data, "kind", get_args(TaskKind), name=name),
+                classes=f.texts(data, "classes", name=name),
+                rows=tuple(
+                    _row(row, f"{name}: row {i}")
+                    for i, row in enumerate(f.sequence(data, "rows", name=name))
+                ),
+            )
+        except UsageError as error:
+            raise CacheFormatError(f"{name}: {error}") from error
+
+
+def _row(values: object, name: str) -> TaskRow:
+    columns = ("id", "split", "label", "start_seconds", "end_seconds", "group")
+    if not isinstance(values, list) or len(values) != len(columns):
+        raise CacheFormatError(f"{name}: expected a list of {len(columns)} values")
+    data = dict(zip(columns, values, strict=True))
+    return TaskRow(
+        id=f.text(data, "id", name=name),
+        split=f.choice(data, "split", SPLITS, name=name),
+        label=f.number(data, "label", name=name),
+        start_seconds=f.optional_number(data, "start_seconds", name=name),
+        end_seconds=f.optional_number(data, "end_seconds", name=name),
+        group=None if data["group"] is None else f.text(data, "group", name=name),
+    )

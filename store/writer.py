@@ -1,0 +1,293 @@
+"""Writing one entry: frames in as they come, shards out whole, the record last.
+
+Each attempt has a directory of its own that nothing refers to until its record is created, so a
+process killed at any moment leaves an orphan and never a half-written entry. Knows nothing of
+videos or backbones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import quantise
+from .files import canonical_json, fsync_directory, storage_errors
+from .keys import entry_key, fan
+from .layout import (
+    CRC_BYTES,
+    MAX_SHARD_FRAMES,
+    NUMPY_DTYPES,
+    Bytes,
+    array_metadata,
+    crc32c,
+    encode_index,
+    group_metadata,
+)
+from .quantise import Floats
+from .records import ArrayRecord, EntryRecord, SourceRecord, StoredObject, shard_path, stored_arrays
+from .spec import CacheSpec
+from .views import pool_grid
+
+
+class ShardWriter:
+    """One shard file, written beside its name and renamed when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._beside = path.with_name(f".{path.name}.tmp")
+        self._file: BinaryIO = self._beside.open("xb")
+        self._sizes: list[int] = []
+        self._crc32c = 0
+
+    @property
+    def num_frames(self) -> int:
+        return len(self._sizes)
+
+    def append(self, frame: Bytes) -> None:
+        self._write(frame)
+        self._write(struct.pack("<I", crc32c(frame)))
+        self._sizes.append(frame.size + CRC_BYTES)
+
+    def close(self, *, capacity: int) -> StoredObject:
+        """Write the index, flush to the disk, rename. The object's size and checksum."""
+        self._write(encode_index(self._sizes, capacity=capacity))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        stored = StoredObject(size=self._file.tell(), crc32c=self._crc32c)
+        self._file.close()
+        self._beside.replace(self._path)
+        return stored
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk may refuse the last flush
+            self._file.close()
+
+    def _write(self, data: Bytes | bytes) -> None:
+        self._file.write(data if isinstance(data, bytes) else data.data)
+        self._crc32c = crc32c(data, self._crc32c)
+
+
+class ArrayWriter:
+    """One Zarr array of an entry, shard after shard."""
+
+    def __init__(self, folder: Path, array: str, frame_shape: tuple[int, ...], dtype: str) -> None:
+        self._folder = folder
+        self._array = array
+        self._frame_shape = frame_shape
+        self._dtype = dtype
+        self._shard: ShardWriter | None = None
+        self._digest = hashlib.sha256()
+        self._num_frames = 0
+        self.objects: dict[str, StoredObject] = {}
+
+    def append(self, values: NDArray[np.generic]) -> None:
+        """Append frames: values (t, *frame_shape) of the stored type."""
+        if values.shape[1:] != self._frame_shape:
+            raise ValueError(
+                f"array {self._array}: frames of shape {values.shape[1:]}, "
+                f"expected {self._frame_shape}"
+            )
+        values = np.ascontiguousarray(values, dtype=NUMPY_DTYPES[self._dtype])
+        frames = values.view(np.uint8).reshape(values.shape[0], -1)  # t bytes
+        self._digest.update(frames.data)
+        for frame in frames:
+            self._open_shard().append(frame)
+            self._num_frames += 1
+
+    def close(self) -> ArrayRecord:
+        """Finish the last shard and write `zarr.json`."""
+        frames_per_shard = min(self._num_frames, MAX_SHARD_FRAMES)
+        self._close_shard(frames_per_shard)
+        shape = (self._num_frames, *self._frame_shape)
+        metadata = array_metadata(
+            shape, dtype=self._dtype, frames_per_shard=frames_per_shard, attributes={}
+        )
+        path = f"{self._array}/zarr.json"
+        self.objects[path] = write_object(self._folder / path, canonical_json(metadata))
+        return ArrayRecord(
+            shape=shape,
+            dtype=self._dtype,
+            frames_per_shard=frames_per_shard,
+            sha256=self._digest.hexdigest(),
+        )
+
+    def abandon(self) -> None:
+        if self._shard is not None:
+            self._shard.abandon()
+
+    def _open_shard(self) -> ShardWriter:
+        if self._shard is not None and self._shard.num_frames == MAX_SHARD_FRAMES:
+            self._close_shard(MAX_SHARD_FRAMES)
+        if self._shard is None:
+            self._shard = ShardWriter(self._folder / self._shard_path())
+        return self._shard
+
+    def _shard_path(self) -> str:
+        shard = self._num_frames // MAX_SHARD_FRAMES
+        return shard_path(self._array, shard, dims=len(self._frame_shape))
+
+    def _close_shard(self, capacity: int) -> None:
+        if self._shard is None:
+            return
+        number = (self._num_frames - 1) // MAX_SHARD_FRAMES
+        path = shard_path(self._array, number, dims=len(self._frame_shape))
+        self.objects[path] = self._shard.close(capacity=capacity)
+        self._shard = None
+
+
+class EntryWriter:
+    """One attempt at one entry. A context manager: leaving it without `commit` removes the attempt.
+
+    `append` any number of times, then `commit` once. `publish` makes the record visible and gives
+    back the one that stands, which is another writer's when that was faster.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        entry_id: str,
+        *,
+        spec: CacheSpec,
+        source: SourceRecord,
+        publish: Callable[[EntryRecord], EntryRecord],
+    ) -> None:
+        self._spec = spec
+        self._id = entry_id
+        self._source = source
+        self._publish = publish
+        self._attempt = secrets.token_hex(6)
+        key = entry_key(entry_id)
+        self._folder = root / "videos" / fan(key) / f"{key}.{self._attempt}"
+        self._arrays: dict[str, ArrayWriter] = {}
+        self._channels: dict[str, NDArray[np.float32]] = {}
+        self._pts: list[float] = []
+        self._committed = False
+
+    def __enter__(self) -> EntryWriter:
+        with storage_errors(self._folder):
+            self._folder.mkdir(parents=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for array in self._arrays.values():
+            array.abandon()
+        if not self._committed:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self._pts)
+
+    def append(self, tokens: Mapping[str, Floats], pts_seconds: Sequence[float]) -> None:
+        """Append t frames: tokens["patch"] (t, h·w, D) and ["prefix"] (t, p, D) of float16 or
+        float32, pts_seconds (t). Pooled copies are made here."""
+        native = {name: tokens[name] for name in self._spec.arrays if not name.startswith("grid")}
+        for array in self._spec.arrays:
+            values = native.get(array)
+            if values is None:
+                pooled = self._spec.array_grid(array) or (1, 1)
+                values = pool_grid(tokens["patch"], self._spec.grid, pooled)
+            if len(values) != len(pts_seconds):
+                raise ValueError(f"{array}: {len(values)} frames, {len(pts_seconds)} timestamps")
+            with storage_errors(self._folder):
+                self._append_array(array, values)
+        self._pts.extend(round(float(pts), 6) for pts in pts_seconds)
+
+    def commit(
+        self,
+        *,
+        duration_seconds: float,
+        damaged_frames: int = 0,
+        provenance: Mapping[str, str] | None = None,
+    ) -> EntryRecord:
+        """Make the entry exist. The record that stands afterwards: ours, or a faster writer's."""
+        if not self._pts:
+            raise ValueError(f"entry {self._id!r} has no frames")
+        with storage_errors(self._folder):
+            arrays = {name: array.close() for name, array in self._arrays.items()}
+            objects = {"zarr.json": self._write_group(duration_seconds)}
+            for array in self._arrays.values():
+                objects.update(array.objects)
+            self._sync_directories()
+        record = EntryRecord(
+            id=self._id,
+            attempt=self._attempt,
+            num_frames=len(self._pts),
+            pts_seconds=tuple(self._pts),
+            duration_seconds=round(duration_seconds, 6),
+            arrays=arrays,
+            objects=objects,
+            source=self._source,
+            damaged_frames=damaged_frames,
+            provenance=dict(provenance or {}),
+        )
+        standing = self._publish(record)
+        self._committed = standing.attempt == self._attempt
+        return standing
+
+    def _append_array(self, array: str, values: Floats) -> None:
+        dtype = self._spec.stored_dtype
+        if dtype == "float16":
+            self._array(array).append(quantise.encode_float16(values))
+        elif dtype == "bfloat16":
+            self._array(array).append(quantise.encode_bfloat16(values))
+        else:
+            if array not in self._channels:
+                self._channels[array] = quantise.channel_scale(values)
+                self._array(array, "_channel").append(self._channels[array][None])
+            q, scale = quantise.encode_int8(values, self._channels[array])
+            self._array(array).append(q)
+            self._array(array, "_scale").append(scale)
+
+    def _array(self, array: str, suffix: str = "") -> ArrayWriter:
+        name = array + suffix
+        if name not in self._arrays:
+            frame_shape, dtype = stored_arrays(self._spec, array)[name]
+            self._arrays[name] = ArrayWriter(self._folder, name, frame_shape, dtype)
+        return self._arrays[name]
+
+    def _write_group(self, duration_seconds: float) -> StoredObject:
+        """The entry's group, so that a plain Zarr reader finds the id and the timestamps."""
+        about = {
+            "id": self._id,
+            "pts_seconds": self._pts,
+            "duration_seconds": round(duration_seconds, 6),
+            "fps": self._spec.sampling.fps,
+            "stored_dtype": self._spec.stored_dtype,
+            "grid": list(self._spec.grid),
+        }
+        return write_object(
+            self._folder / "zarr.json", canonical_json(group_metadata({"vis4mer": about}))
+        )
+
+    def _sync_directories(self) -> None:
+        for folder, _, _ in os.walk(self._folder):
+            fsync_directory(Path(folder))
+        fsync_directory(self._folder.parent)
+
+
+def write_object(path: Path, data: bytes) -> StoredObject:
+    """Write and flush a small object of an attempt (nobody refers to it yet)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return StoredObject(size=len(data), crc32c=crc32c(data))
