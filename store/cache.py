@@ -9,40 +9,46 @@ is here knows nothing of videos, backbones, training or torch.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import fields as f
 from . import quantise
-from .catalog import CatalogRow, load_rows, save_catalog
+from .catalog import CatalogRow, Snapshot, load_snapshot, save_catalog
 from .errors import CacheFormatError, EntryNotFoundError, UsageError, Vis4merError
 from .failures import FailureRecord
 from .files import (
     JSON,
     canonical_json,
     create_exclusive,
+    is_temporary,
     parse_json,
     read_json_bytes,
     read_sealed,
+    require_checksum,
     seal,
     storage_errors,
     unseal,
     write_atomic,
 )
 from .keys import entry_key, fan, task_path
-from .layout import NUMPY_DTYPES, group_metadata
+from .layout import group_metadata
 from .reader import read_frames
-from .records import EntryRecord, SourceRecord
+from .records import EntryRecord, SourceRecord, frame_cost, record_path
 from .spec import CacheSpec, require_same
-from .tasks import TaskTable
+from .tasks import Split, TaskTable
 from .views import TokenView, pool_grid
 from .writer import EntryWriter
+
+if TYPE_CHECKING:
+    from .dataset import WindowDataset
 
 Frames = slice | range | Sequence[int] | NDArray[np.integer] | None
 Tokens = NDArray[np.float16] | NDArray[np.float32]
@@ -73,8 +79,9 @@ def create_cache(path: str | Path, spec: CacheSpec) -> Cache:
     UsageError when something else stands at `path`.
     """
     root = Path(path)
-    if not (root / "zarr.json").exists():
-        _make(root, spec)
+    with storage_errors(root):
+        if not (root / "zarr.json").exists():
+            _make(root, spec)
     stored = _read_spec(root)
     require_same(stored, spec, name=str(root))
     if stored.unknown_fields:
@@ -88,6 +95,7 @@ def create_cache(path: str | Path, spec: CacheSpec) -> Cache:
             f"{root} holds the arrays {', '.join(stored.arrays)}, asked for "
             f"{', '.join(spec.arrays)}; use the same --grids or choose another --cache"
         )
+    _ensure_group(root / "videos")
     return Cache(root, stored)
 
 
@@ -100,12 +108,16 @@ class Cache:
     def __init__(self, path: Path, spec: CacheSpec) -> None:
         self.path = path
         self.spec = spec
-        self._rows: dict[str, CatalogRow] | None = None
+        self._entries: Snapshot | None = None
         self._records: dict[str, EntryRecord] = {}
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Worker processes open the cache for themselves."""
+        return (open_cache, (self.path,))
+
     def __len__(self) -> int:
-        return len(self._snapshot())
+        return len(self.ids())
 
     def __contains__(self, entry_id: str) -> bool:
         try:
@@ -115,13 +127,18 @@ class Cache:
         return True
 
     def ids(self) -> list[str]:
-        """Ids of all entries, sorted."""
-        return sorted(row.id for row in self._snapshot().values())
+        """Ids of all entries, sorted. CacheFormatError when a record does not say whose it is."""
+        snapshot = self._snapshot()
+        if snapshot.damaged:
+            others = len(snapshot.damaged) - 1
+            more = f" (and {others} other records; see `vis4mer cache verify`)" if others else ""
+            raise CacheFormatError(snapshot.damaged[0] + more)
+        return sorted(row.id for row in list(snapshot.rows.values()))
 
     def refresh(self) -> None:
         """Forget the snapshot, so that entries written by others since are seen."""
         with self._lock:
-            self._rows = None
+            self._entries = None
             self._records = {}
 
     def record(self, entry_id: str) -> EntryRecord:
@@ -129,10 +146,10 @@ class Cache:
         if (known := self._records.get(entry_id)) is not None:
             return known
         key = entry_key(entry_id)
-        path = self._record_path(key)
-        row = self._snapshot().get(key)
+        path = record_path(self.path, key)
+        row = self._snapshot().rows.get(key)
         try:
-            content = unseal(row.text.encode(), name=str(path)) if row else read_sealed(path)
+            content = unseal(row.text, name=str(path)) if row else read_sealed(path)
         except FileNotFoundError as error:
             raise EntryNotFoundError(
                 f"{self.path} has no entry for video {entry_id!r}; `vis4mer cache ls` lists them"
@@ -162,24 +179,19 @@ class Cache:
         """
         record = self.record(entry_id)
         chosen = _frame_indices(frames, record, self.path)
-        if array not in record.arrays or array not in self.spec.arrays:
+        present = _token_arrays(self.spec, record)
+        if array not in present:
             raise UsageError(
                 f"video {entry_id!r} in {self.path} has no array {array!r}, only "
-                f"{', '.join(name for name in self.spec.arrays if name in record.arrays)}"
+                f"{', '.join(present)}"
             )
         shape = (len(chosen), *record.arrays[array].shape[1:])
         dtype = quantise.decoded_dtype(self.spec.stored_dtype)
         if out is not None and out.shape != shape:
             raise UsageError(f"out has shape {out.shape}, expected {shape}")
-        direct = (
-            out is not None
-            and self.spec.stored_dtype == "float16"
-            and out.dtype == dtype
-            and out.flags.c_contiguous
-        )
-        if direct and out is not None:
-            self._read_stored(record, array, chosen, out=out, verify=verify)
-            return out
+        stored_as_read = self.spec.stored_dtype == "float16"
+        if out is not None and stored_as_read and out.dtype == dtype and out.flags.c_contiguous:
+            return read_frames(self.path, record, array, chosen, out, verify=verify)
         values = self._read_decoded(record, array, chosen, verify=verify)
         if out is None:
             return values
@@ -206,17 +218,42 @@ class Cache:
         num_bytes = 0
         if view.cls:
             prefix = self.read(entry_id, "prefix", frames, verify=verify)[:, :1]  # t 1 D
-            num_bytes += prefix.shape[0] * self._frame_cost(record, "prefix")
+            num_bytes += prefix.shape[0] * frame_cost(self.spec, "prefix")
         if view.grid is not None:
-            array = view.stored_array(self.spec, tuple(record.arrays))
+            array = view.stored_array(self.spec, _token_arrays(self.spec, record))
             tokens = self.read(entry_id, array, frames, verify=verify)  # t h·w D
-            num_bytes += tokens.shape[0] * self._frame_cost(record, array)
+            num_bytes += tokens.shape[0] * frame_cost(self.spec, array)
             grid = self.spec.array_grid(array) or view.grid
             if pool and grid != view.grid:
                 tokens = _pooled(tokens, grid, view.grid)
                 grid = view.grid
             patch = tokens.reshape(tokens.shape[0], *grid, tokens.shape[-1])  # t h w D
         return ViewTokens(patch=patch, prefix=prefix, num_bytes=num_bytes)
+
+    def dataset(
+        self,
+        task: str,
+        split: Split,
+        *,
+        tokens: str = "60x14x14",
+        window_seconds: float = 60.0,
+        stride_seconds: float | None = None,
+    ) -> WindowDataset:
+        """Windows of a task's videos as a dataset for `torch.utils.data.DataLoader`.
+
+        tokens: a token view. stride_seconds: between the starts of windows; default a window. Rows
+        without an entry are listed in `.missing`. Items are dicts; see WindowDataset.
+        """
+        from .dataset import WindowDataset
+
+        return WindowDataset(
+            self,
+            task,
+            split,
+            tokens=tokens,
+            window_seconds=window_seconds,
+            stride_seconds=stride_seconds,
+        )
 
     # Labels, failures ------------------------------------------------------------------------
 
@@ -244,15 +281,19 @@ class Cache:
 
     def failures(self) -> list[FailureRecord]:
         """What went wrong so far, sorted by id."""
-        found = sorted((self.path / "failures").glob("*/*.json"))
-        records = [FailureRecord.from_json(read_sealed(p), name=str(p)) for p in found]
+        records: list[FailureRecord] = []
+        for path in (self.path / "failures").glob("*/*.json"):
+            with contextlib.suppress(FileNotFoundError):  # the video has just succeeded
+                records.append(FailureRecord.from_json(read_sealed(path), name=str(path)))
         return sorted(records, key=lambda record: record.id)
 
     def record_failure(self, failure: FailureRecord) -> None:
         write_atomic(self._failure_path(failure.id), seal(failure.to_json()))
 
     def clear_failure(self, entry_id: str) -> None:
-        self._failure_path(entry_id).unlink(missing_ok=True)
+        path = self._failure_path(entry_id)
+        with storage_errors(path):
+            path.unlink(missing_ok=True)
 
     # Writing ---------------------------------------------------------------------------------
 
@@ -267,84 +308,59 @@ class Cache:
         def publish(record: EntryRecord) -> EntryRecord:
             return self._publish(record, overwrite=overwrite)
 
-        _ensure_group(self.path / "videos" / fan(entry_key(entry_id)))
+        with storage_errors(self.path):
+            _ensure_group(self.path / "videos" / fan(entry_key(entry_id)))
         return EntryWriter(self.path, entry_id, spec=self.spec, source=source, publish=publish)
 
     def remove(self, entry_id: str) -> None:
         """Make an entry cease to exist; its bytes go with the next `gc`."""
         record = self.record(entry_id)
         with storage_errors(self.path):
-            self._record_path(record.key).unlink(missing_ok=True)
+            record_path(self.path, record.key).unlink(missing_ok=True)
         self.refresh()
 
     def write_catalog(self) -> None:
         """Bring `catalog.json` up to date with the records."""
         self.refresh()
-        save_catalog(self.path, self._snapshot())
+        save_catalog(self.path, load_snapshot(self.path).rows)
 
     # -----------------------------------------------------------------------------------------
 
     def _publish(self, record: EntryRecord, *, overwrite: bool) -> EntryRecord:
-        path = self._record_path(record.key)
+        path = record_path(self.path, record.key)
         data = seal(record.to_json())
+        # What could not be read back is never committed.
+        EntryRecord.from_json(unseal(data, name=str(path)), spec=self.spec, name=str(path))
         if overwrite:
             write_atomic(path, data)
         elif not create_exclusive(path, data):
             return EntryRecord.from_json(read_sealed(path), spec=self.spec, name=str(path))
         self.clear_failure(record.id)
-        stat = path.stat()
-        row = CatalogRow(
-            id=record.id, size=stat.st_size, mtime_ns=stat.st_mtime_ns, text=data.decode()
-        )
+        row = CatalogRow(id=record.id, size=len(data), mtime_ns=0, text=data.decode())
         with self._lock:
             self._records[record.id] = record
-            if self._rows is not None:
-                self._rows[record.key] = row
+            if self._entries is not None:
+                self._entries.rows[record.key] = row
         return record
 
-    def _snapshot(self) -> dict[str, CatalogRow]:
+    def _snapshot(self) -> Snapshot:
         with self._lock:
-            if self._rows is None:
-                self._rows = load_rows(self.path)
-            return self._rows
+            if self._entries is None:
+                self._entries = load_snapshot(self.path)
+            return self._entries
 
     def _read_decoded(
         self, record: EntryRecord, array: str, frames: NDArray[np.int64], *, verify: bool
     ) -> Tokens:
-        values = self._read_stored(record, array, frames, verify=verify)
+        values = read_frames(self.path, record, array, frames, verify=verify)
         if self.spec.stored_dtype == "bfloat16":
             return quantise.decode_bfloat16(values)
         if self.spec.stored_dtype == "int8":
-            scale = self._read_stored(record, f"{array}_scale", frames, verify=verify)
+            scale = read_frames(self.path, record, f"{array}_scale", frames, verify=verify)
             row = np.zeros(1, dtype=np.int64)
-            channel = self._read_stored(record, f"{array}_channel", row, verify=verify)[0]
+            channel = read_frames(self.path, record, f"{array}_channel", row, verify=verify)[0]
             return quantise.decode_int8(values, scale, channel)
         return values
-
-    def _read_stored(
-        self,
-        record: EntryRecord,
-        array: str,
-        frames: NDArray[np.int64],
-        *,
-        out: Tokens | None = None,
-        verify: bool,
-    ) -> NDArray[Any]:
-        """Frames of one stored array, in its stored type."""
-        layout = record.arrays[array]
-        shape = (len(frames), *layout.shape[1:])
-        values = np.empty(shape, dtype=NUMPY_DTYPES[layout.dtype]) if out is None else out
-        read_frames(self.path, record, array, frames, values, verify=verify)
-        return values
-
-    def _frame_cost(self, record: EntryRecord, array: str) -> int:
-        layout = record.arrays[array]
-        per_value = np.dtype(NUMPY_DTYPES[layout.dtype]).itemsize
-        scales = 4 * layout.shape[1] if self.spec.stored_dtype == "int8" else 0
-        return int(np.prod(layout.shape[1:])) * per_value + scales
-
-    def _record_path(self, key: str) -> Path:
-        return self.path / "records" / fan(key) / f"{key}.json"
 
     def _failure_path(self, entry_id: str) -> Path:
         key = entry_key(entry_id)
@@ -360,7 +376,10 @@ def _frame_indices(frames: Frames, record: EntryRecord, path: Path) -> NDArray[n
     every = range(record.num_frames)
     if frames is None or isinstance(frames, slice):
         return np.asarray(every[frames] if frames is not None else every, dtype=np.int64)
-    chosen = np.asarray(frames, dtype=np.int64)
+    given = np.asarray(frames)
+    if given.size and given.dtype.kind not in "iu":  # a mask would be taken for frames 0 and 1
+        raise UsageError(f"frames must be whole numbers, got {given.dtype}")
+    chosen = given.astype(np.int64)
     if chosen.ndim != 1 or (chosen.size and not 0 <= chosen.min() <= chosen.max() < len(every)):
         raise UsageError(
             f"video {record.id!r} in {path} has frames 0 to {len(every) - 1}; "
@@ -371,19 +390,22 @@ def _frame_indices(frames: Frames, record: EntryRecord, path: Path) -> NDArray[n
     return chosen
 
 
+def _token_arrays(spec: CacheSpec, record: EntryRecord) -> tuple[str, ...]:
+    """The arrays of an entry that hold tokens, not the scales beside them."""
+    return tuple(array for array in spec.arrays if array in record.arrays)
+
+
 def _pooled(tokens: Tokens, grid: tuple[int, int], pooled: tuple[int, int]) -> Tokens:
     averages = pool_grid(tokens, grid, pooled)
     return averages.astype(np.float16) if tokens.dtype == np.float16 else averages
 
 
 def _make(root: Path, spec: CacheSpec) -> None:
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    # Half-written files of a process that was killed while it made this cache do not count.
+    if root.exists() and not (root.is_dir() and all(is_temporary(p.name) for p in root.iterdir())):
         raise UsageError(
             f"{root} exists and is no feature cache; give --cache a new or empty directory"
         )
-    with storage_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
-    _ensure_group(root / "videos")
     about: JSON = parse_json(seal(spec.to_json()), name="spec")
     data = canonical_json(group_metadata({"vis4mer": about}))
     create_exclusive(root / "zarr.json", data)  # a loser of the race opens the winner's cache
@@ -413,5 +435,5 @@ def _read_spec(root: Path) -> CacheSpec:
         raise CacheFormatError(f"{root} is a Zarr group but no vis4mer feature cache")
     about = f.mapping(attributes, "vis4mer", name=str(path))
     spec = CacheSpec.from_json(about, name=str(path))
-    unseal(canonical_json(about), name=str(path))
+    require_checksum(about, name=str(path))
     return spec

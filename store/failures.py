@@ -35,6 +35,6 @@ class FailureRecord:
             reason=f.text(data, "reason", name=name),
             source_name=f.text(data, "source_name", name=name),
             source_size=f.integer(data, "source_size", name=name),
-            source_mtime_ns=f.integer(data, "source_mtime_ns", name=name),
+            source_mtime_ns=f.integer(data, "source_mtime_ns", name=name, minimum=-(1 << 63)),
             time=f.text(data, "time", name=name),
         )

@@ -7,6 +7,7 @@ was expected. `bool` is an `int` to Python and is refused where a number is mean
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -16,8 +17,7 @@ T = TypeVar("T")
 
 
 def _refuse(name: str, field: str, value: object, expected: str) -> CacheFormatError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    shown = reprlib.repr(value)  # bounded in depth and length, whatever the file holds
     return CacheFormatError(f"{name}: field {field!r} is {shown}, expected {expected}")
 
 
@@ -55,9 +55,12 @@ def number(data: Mapping[str, Any], field: str, *, name: str) -> float:
 
 
 def as_number(value: object, field: str, *, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise _refuse(name, field, value, "a finite number")
-    return float(value)
+    try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        pass
+    raise _refuse(name, field, value, "a finite number")
 
 
 def optional_number(data: Mapping[str, Any], field: str, *, name: str) -> float | None:

@@ -15,6 +15,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from .errors import CacheFormatError, Vis4merError
@@ -24,9 +25,12 @@ MAX_JSON_BYTES = 64 << 20  # a record of a ten-hour video at 1 fps is 0.5 MB
 _STORE_FAILURES = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EFBIG: "no file may grow that large there (file system or `ulimit -f`)",
     errno.EROFS: "the file system is read-only; choose another directory",
     errno.EACCES: "permission denied; choose a directory that you may write to",
     errno.EPERM: "permission denied; choose a directory that you may write to",
+    errno.ENOTDIR: "a part of this path is a file; choose another directory",
+    errno.ENAMETOOLONG: "the path is too long; choose a shorter directory",
 }
 
 
@@ -54,6 +58,20 @@ def fsync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents, each name durable; no matter if it is there already."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    fsync_directory(path.parent)
+
+
+def is_temporary(name: str) -> bool:
+    """Is this the name of a file that was being written, and maybe never finished?"""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
 def _write_beside(path: Path, data: bytes) -> Path:
     beside = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.tmp")
     try:
@@ -70,7 +88,7 @@ def _write_beside(path: Path, data: bytes) -> Path:
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: a reader sees the old bytes or the new ones, never a part."""
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         beside = _write_beside(path, data)
         try:
             beside.replace(path)
@@ -86,7 +104,7 @@ def create_exclusive(path: Path, data: bytes) -> bool:
     A hard link is used because it refuses to replace, on NFS too.
     """
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         beside = _write_beside(path, data)
         try:
             os.link(beside, path)
@@ -115,25 +133,31 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return f"sha256:{hashlib.sha256(canonical_json(body)).hexdigest()}"
 
 
-def unseal(data: bytes, *, name: str) -> JSON:
+def unseal(data: bytes | str, *, name: str) -> JSON:
     """The content of sealed JSON; CacheFormatError when it is torn, altered or no object."""
     content = parse_json(data, name=name)
+    require_checksum(content, name=name)
+    return content
+
+
+def require_checksum(content: JSON, *, name: str) -> None:
+    """CacheFormatError unless `content` carries its own checksum."""
     try:
         sound = content.get("checksum") == _checksum(content)
-    except (ValueError, RecursionError):  # NaN, or nested beyond what we ever write
+    except (ValueError, RecursionError):  # no number, no Unicode, or nested beyond all we write
         sound = False
     if not sound:
         raise CacheFormatError(
             f"{name}: checksum does not match its content; the file is damaged or was edited "
             "(`vis4mer cache verify` lists all such files)"
         )
-    return content
 
 
-def parse_json(data: bytes, *, name: str) -> JSON:
-    """A JSON object from untrusted bytes."""
+def parse_json(data: bytes | str, *, name: str) -> JSON:
+    """A JSON object from untrusted UTF-8; NaN and infinities are no JSON."""
     try:
-        content = json.loads(data)
+        text = data if isinstance(data, str) else data.decode()
+        content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise CacheFormatError(f"{name}: not JSON ({type(error).__name__}); damaged?") from error
     if not isinstance(content, dict):
@@ -141,11 +165,19 @@ def parse_json(data: bytes, *, name: str) -> JSON:
     return content
 
 
-def read_json_bytes(path: Path) -> bytes:
-    """The bytes of a JSON file, refused when it is larger than any we write."""
-    size = path.stat().st_size
-    if size > MAX_JSON_BYTES:
-        raise CacheFormatError(f"{path}: {size} bytes of JSON, expected at most {MAX_JSON_BYTES}")
+def _refuse_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def read_json_bytes(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """The bytes of a JSON file, refused when it is larger than any we write, or no plain file."""
+    stat = path.stat()
+    if not S_ISREG(stat.st_mode):  # opening a pipe would wait for ever
+        raise CacheFormatError(f"{path}: expected a plain file of JSON")
+    if stat.st_size > max_bytes:
+        raise CacheFormatError(
+            f"{path}: {stat.st_size} bytes of JSON, expected at most {max_bytes}"
+        )
     return path.read_bytes()
 
 

@@ -2,17 +2,20 @@
 
 zarr-python costs several times a plain copy for a whole entry and far more for a strided subset; a
 shard of uncompressed frames needs none of it. Arrays that some other tool wrote with other codecs
-are read through zarr (`read_through_zarr`), after the record has said that every object is there.
+are read through zarr, after the record has said that every object is there and is whole.
 No locks, no writes, no state: any number of threads may read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,7 @@ from .files import parse_json, read_json_bytes
 from .layout import (
     CRC_BYTES,
     INDEX_ENTRY_BYTES,
+    NUMPY_DTYPES,
     ShardIndex,
     array_metadata,
     crc32c,
@@ -32,6 +36,7 @@ from .records import ArrayRecord, EntryRecord, shard_path
 
 _MAX_PARTS = 512  # of one preadv: half of Linux's IOV_MAX
 _MAX_BYTES = 1 << 30  # of one preadv: Linux stops at 2 GiB
+_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,48 +53,72 @@ def read_frames(
     record: EntryRecord,
     array: str,
     frames: NDArray[np.int64],
-    out: NDArray[np.generic],
+    out: NDArray[Any] | None = None,
     *,
     verify: bool = True,
-) -> None:
-    """Fill out (t, …), C-contiguous and of the stored type, with `frames` (t) of a stored array.
+) -> NDArray[Any]:
+    """`frames` (t) of a stored array: (t, …) of the stored type.
 
-    verify: check each frame's crc32c. DamagedEntryError when anything is missing or torn.
+    out: filled and returned when given, C-contiguous and of that shape and type.
+    verify: check each frame's crc32c. DamagedEntryError when anything is missing or torn, before
+    any memory is taken for what a record claims and its files do not hold.
     """
     layout = record.arrays[array]
     folder = root / record.folder
-    if not _is_plain(folder, record, array, layout):
-        read_through_zarr(folder, record, array, frames, out)
-        return
-    rows = out.view(np.uint8).reshape(len(frames), -1)  # t bytes
-    for placement in _by_shard(frames, layout.frames_per_shard):
-        path = shard_path(array, placement.shard, dims=len(layout.shape) - 1)
-        with _Shard(folder, path, record, layout, placement.shard) as shard:
+    placements = list(_by_shard(frames, layout.frames_per_shard))
+    shards = [_Shard(folder, record, array, placement.shard) for placement in placements]
+    if not _is_plain(folder, record, array):
+        for shard in shards:
+            shard.check_other(verify=verify)
+        return _read_through_zarr(folder, record, array, frames, out)
+    for shard in shards:
+        shard.check_plain()
+    if out is None:
+        out = _empty(layout, len(frames))
+    rows = out.view(np.uint8).reshape(len(frames), frame_bytes(layout.shape, layout.dtype))
+    for placement, shard in zip(placements, shards, strict=True):
+        with shard:
             shard.read(placement.frames, rows, placement.rows, verify=verify)
+    return out
+
+
+def _empty(layout: ArrayRecord, num_frames: int) -> NDArray[Any]:
+    return np.empty((num_frames, *layout.shape[1:]), dtype=NUMPY_DTYPES[layout.dtype])
 
 
 class _Shard:
-    """One open shard file and its checked index."""
+    """One shard file; as a context manager open, with its checked index."""
 
-    def __init__(
-        self, folder: Path, path: str, record: EntryRecord, layout: ArrayRecord, shard: int
-    ) -> None:
+    def __init__(self, folder: Path, record: EntryRecord, array: str, shard: int) -> None:
+        layout = record.arrays[array]
+        path = shard_path(array, shard, dims=len(layout.shape) - 1)
         self._path = folder / path
-        self._name = f"{self._path} (video {record.id!r})"
-        self._expected_size = record.objects[path].size
+        self._id = record.id
+        self._name = _shown(self._path, record.id)
+        self._stored = record.objects[path]
         self._frame_size = frame_bytes(layout.shape, layout.dtype)
         first = shard * layout.frames_per_shard
         self._num_frames = min(layout.frames_per_shard, layout.shape[0] - first)
-        self._capacity = layout.frames_per_shard
+        self._index_size = layout.frames_per_shard * INDEX_ENTRY_BYTES + CRC_BYTES
+
+    def check_plain(self) -> None:
+        """The file is there, of the recorded size, and has room for its frames."""
+        check_object(self._path, self._stored.size, self._id)
+        least = self._num_frames * (self._frame_size + CRC_BYTES) + self._index_size
+        if self._stored.size < least:
+            raise DamagedEntryError(
+                f"{self._name}: {self._stored.size} bytes, too few for {self._num_frames} frames"
+            )
+
+    def check_other(self, *, verify: bool) -> None:
+        """The file is there, of the recorded size; verify: and its bytes are those recorded."""
+        check_object(self._path, self._stored.size, self._id)
+        if verify:
+            check_crc32c(self._path, self._stored.crc32c, self._id)
 
     def __enter__(self) -> _Shard:
-        try:
+        with _damage(self._name):
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError as error:
-            raise DamagedEntryError(
-                f"{self._name}: cannot be opened ({error.strerror}); "
-                "`vis4mer cache verify` lists what is damaged"
-            ) from error
         try:
             self._index = self._read_index()
         except BaseException:
@@ -115,7 +144,7 @@ class _Shard:
             parts: list[memoryview] = []
             for i in run:
                 parts += [out[rows[i]].data, checksums[i].data]
-            self._preadv(parts, int(offsets[run[0]]), len(run))
+            self._fill(parts, int(offsets[run[0]]))
         if verify:
             for i, row in enumerate(rows):
                 if struct.pack("<I", crc32c(out[row])) != checksums[i].tobytes():
@@ -123,84 +152,126 @@ class _Shard:
                         f"{self._name}: frame {int(frames[i])} of the shard fails its checksum"
                     )
 
-    def _preadv(self, parts: list[memoryview], offset: int, num_frames: int) -> None:
-        wanted = num_frames * (self._frame_size + CRC_BYTES)
-        if os.preadv(self._fd, parts, offset) != wanted:
-            raise DamagedEntryError(f"{self._name}: file ends within its frames")
+    def _fill(self, parts: list[memoryview], offset: int) -> None:
+        """Read from `offset` until every part is full; one call may give less than was asked."""
+        while parts:
+            with _damage(self._name):
+                got = os.preadv(self._fd, parts, offset)
+            if got == 0:
+                raise DamagedEntryError(f"{self._name}: the file ends within its frames")
+            offset += got
+            parts = _unfilled(parts, got)
 
     def _read_index(self) -> ShardIndex:
-        size = os.fstat(self._fd).st_size
-        index_size = self._capacity * INDEX_ENTRY_BYTES + CRC_BYTES
-        if size != self._expected_size or size < index_size:
-            raise DamagedEntryError(
-                f"{self._name}: {size} bytes, but the record says {self._expected_size}; "
-                "the file is torn"
-            )
-        data = os.pread(self._fd, index_size, size - index_size)
+        data = bytearray(self._index_size)
+        self._fill([memoryview(data)], self._stored.size - self._index_size)
         return decode_index(
-            data,
+            bytes(data),
             num_frames=self._num_frames,
             expected_size=self._frame_size + CRC_BYTES,
-            shard_size=size,
+            shard_size=self._stored.size,
             name=self._name,
         )
 
 
-def read_through_zarr(
+def _read_through_zarr(
     folder: Path,
     record: EntryRecord,
     array: str,
     frames: NDArray[np.int64],
-    out: NDArray[np.generic],
-) -> None:
-    """The plain path: whatever codecs the array has, through zarr-python. Slow and always right."""
+    out: NDArray[Any] | None,
+) -> NDArray[Any]:
+    """The slow path: whatever codecs the array has, through zarr-python."""
     import zarr
 
-    check_objects(folder, record, array)
-    name = f"{folder / array} (video {record.id!r})"
+    layout = record.arrays[array]
+    name = _shown(folder / array, record.id)
     try:
-        opened = zarr.open_array(folder / array, mode="r")
-        if opened.shape != record.arrays[array].shape:
+        # Version 2 of Zarr knows codecs that unpickle.
+        opened = zarr.open_array(folder / array, mode="r", zarr_format=3)
+        if (opened.shape, opened.dtype) != (layout.shape, np.dtype(NUMPY_DTYPES[layout.dtype])):
             raise DamagedEntryError(
-                f"{name}: shape {opened.shape}, but the record says {record.arrays[array].shape}"
+                f"{name}: is {opened.dtype} {opened.shape}, but the record says "
+                f"{layout.dtype} {layout.shape}"
             )
+        out = _empty(layout, len(frames)) if out is None else out
         out[...] = opened.oindex[frames]
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise DamagedEntryError(f"{name}: zarr cannot read it ({error})") from error
-
-
-def check_objects(folder: Path, record: EntryRecord, array: str | None = None) -> None:
-    """Every object of an entry (or of one array) is a plain file of the recorded size."""
-    for path, stored in record.objects.items():
-        if array is None or path.startswith(f"{array}/"):
-            check_object(folder / path, stored.size, record.id)
+        return out
+    except (DamagedEntryError, MemoryError):
+        raise
+    except Exception as error:  # each codec has exceptions of its own
+        raise DamagedEntryError(
+            f"{name}: zarr cannot read it ({type(error).__name__}: {error})"
+        ) from error
 
 
 def check_object(path: Path, expected_size: int, entry_id: str) -> None:
     """Raise DamagedEntryError unless `path` is a plain file of `expected_size` bytes."""
-    if path.is_symlink() or not path.is_file():
-        raise DamagedEntryError(f"{path} (video {entry_id!r}): missing, or not a plain file")
-    if (size := path.stat().st_size) != expected_size:
+    name = _shown(path, entry_id)
+    with _damage(name):
+        stat = os.lstat(path)
+    if not S_ISREG(stat.st_mode):
+        raise DamagedEntryError(f"{name}: not a plain file")
+    if stat.st_size != expected_size:
         raise DamagedEntryError(
-            f"{path} (video {entry_id!r}): {size} bytes, but the record says {expected_size}; "
-            "the file is torn"
+            f"{name}: {stat.st_size} bytes, but the record says {expected_size}; the file is torn"
         )
 
 
-def _is_plain(folder: Path, record: EntryRecord, array: str, layout: ArrayRecord) -> bool:
-    """Is the array laid out as `layout.array_metadata` says, so that its bytes can be parsed?"""
-    path = folder / array / "zarr.json"
+def check_crc32c(path: Path, expected: int, entry_id: str) -> None:
+    """Raise DamagedEntryError unless the bytes of `path` have this crc32c."""
+    name = _shown(path, entry_id)
+    found = 0
+    with _damage(name), path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            found = crc32c(block, found)
+    if found != expected:
+        raise DamagedEntryError(
+            f"{name}: its bytes have the crc32c {found:08x}, but the record says {expected:08x}"
+        )
+
+
+def _shown(path: Path, entry_id: str) -> str:
+    return f"{path} (video {entry_id!r})"
+
+
+@contextlib.contextmanager
+def _damage(name: str) -> Iterator[None]:
+    """Turn an operating system's refusal into an error that names the file and the video."""
     try:
-        found = parse_json(read_json_bytes(path), name=str(path))
+        yield
     except OSError as error:
         raise DamagedEntryError(
-            f"{path} (video {record.id!r}): cannot be opened ({error.strerror})"
+            f"{name}: cannot be read ({error.strerror}); "
+            "`vis4mer cache verify` lists what is damaged"
         ) from error
+
+
+def _is_plain(folder: Path, record: EntryRecord, array: str) -> bool:
+    """Is the array laid out as `layout.array_metadata` says, so that its bytes can be parsed?"""
+    layout = record.arrays[array]
+    path = folder / array / "zarr.json"
+    stored = record.objects[f"{array}/zarr.json"]
+    check_object(path, stored.size, record.id)
+    with _damage(_shown(path, record.id)):
+        data = read_json_bytes(path)
+    if crc32c(data) != stored.crc32c:
+        raise DamagedEntryError(f"{_shown(path, record.id)}: its bytes are not those recorded")
+    found = parse_json(data, name=str(path))
     plain = array_metadata(
         layout.shape, dtype=layout.dtype, frames_per_shard=layout.frames_per_shard, attributes={}
     )
     same = ("zarr_format", "node_type", "shape", "data_type", "chunk_grid", "codecs")
     return all(found.get(field) == plain[field] for field in same)
+
+
+def _unfilled(parts: list[memoryview], num_bytes: int) -> list[memoryview]:
+    """What is left of `parts` when their first bytes have been filled."""
+    for i, part in enumerate(parts):
+        if num_bytes < part.nbytes:
+            return [part[num_bytes:], *parts[i + 1 :]]
+        num_bytes -= part.nbytes
+    return []
 
 
 def _by_shard(frames: NDArray[np.int64], frames_per_shard: int) -> Iterator[_Placement]:

@@ -10,25 +10,34 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from . import fields as f
-from .errors import CacheFormatError
+from .errors import CacheFormatError, UsageError
 from .keys import ATTEMPT_PATTERN, check_id, entry_key, fan
+from .layout import frame_bytes
 from .spec import CacheSpec
 
+RECORDS = "records"
+_MOST_FRAMES_PER_SHARD = 1 << 24  # a year at one frame every two seconds
+_OLDEST_NS = -(1 << 63)  # a file's time may lie before 1970
 _OBJECT_PATTERN = re.compile(r"(?:[a-z0-9_]{1,32}/)?(?:zarr\.json|c/\d{1,9}(?:/0){1,2})")
 _ARRAY_PATTERN = re.compile(r"[a-z0-9_]{1,32}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord:
-    """The video file an entry was made from. `name` is its path as given, for show only."""
+    """The video file an entry was made from. `name` is its path as given, for show only: bytes
+    that are no Unicode are escaped in it."""
 
     name: str
     size: int
     mtime_ns: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name.encode(errors="backslashreplace").decode())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +104,11 @@ class EntryRecord:
             pts_seconds=f.numbers(data, "pts_seconds", name=name),
             duration_seconds=f.number(data, "duration_seconds", name=name),
             arrays={
-                array: _array(values, f"{name}: array {array}")
+                array: _array(values, array, name)
                 for array, values in f.mapping(data, "arrays", name=name).items()
             },
             objects={
-                path: _object(values, f"{name}: object {path}")
+                path: _object(values, path, name)
                 for path, values in f.mapping(data, "objects", name=name).items()
             },
             source=_source(f.mapping(data, "source", name=name), f"{name}: source"),
@@ -125,9 +134,21 @@ def stored_arrays(spec: CacheSpec, array: str) -> dict[str, tuple[tuple[int, ...
     return stored
 
 
+def frame_cost(spec: CacheSpec, array: str) -> int:
+    """Stored bytes of one frame of a token array, scales included, checksums not."""
+    return sum(
+        frame_bytes((1, *shape), dtype)
+        for name, (shape, dtype) in stored_arrays(spec, array).items()
+        if not name.endswith("_channel")
+    )
+
+
 def _check(record: EntryRecord, spec: CacheSpec, name: str) -> None:
     """Shapes follow from the spec; a record that claims others is refused before allocation."""
-    check_id(record.id)
+    try:
+        check_id(record.id)
+    except UsageError as error:
+        raise CacheFormatError(f"{name}: {error}") from error
     if not ATTEMPT_PATTERN.fullmatch(record.attempt):
         raise CacheFormatError(f"{name}: attempt {record.attempt!r}, expected 12 hex digits")
     if len(record.pts_seconds) != record.num_frames:
@@ -155,6 +176,14 @@ def _check(record: EntryRecord, spec: CacheSpec, name: str) -> None:
         for shard in range(found.num_shards):
             if shard_path(array, shard, dims=len(frame_shape)) not in record.objects:
                 raise CacheFormatError(f"{name}: array {array} lists no object for shard {shard}")
+    for path in ("zarr.json", *(f"{array}/zarr.json" for array in expected)):
+        if path not in record.objects:
+            raise CacheFormatError(f"{name}: lists no object {path}")
+
+
+def record_path(root: Path, key: str) -> Path:
+    """Where the record of a key stands in the cache at `root`."""
+    return root / RECORDS / fan(key) / f"{key}.json"
 
 
 def shard_path(array: str, shard: int, *, dims: int) -> str:
@@ -162,23 +191,31 @@ def shard_path(array: str, shard: int, *, dims: int) -> str:
     return f"{array}/c/{shard}" + "/0" * dims
 
 
-def _array(data: object, name: str) -> ArrayRecord:
-    fields = _object_fields(data, name)
-    if not _ARRAY_PATTERN.fullmatch(name.rpartition(" ")[2]):
+def _array(data: object, array: str, record_name: str) -> ArrayRecord:
+    name = f"{record_name}: array {array!r}"
+    if not _ARRAY_PATTERN.fullmatch(array):
         raise CacheFormatError(f"{name}: not a name of an array")
+    fields = _object_fields(data, name)
     shape = f.integers(fields, "shape", name=name)
     if not 2 <= len(shape) <= 3 or min(shape) < 1:
         raise CacheFormatError(f"{name}: shape {shape}, expected two or three sizes of at least 1")
+    frames_per_shard = f.integer(fields, "frames_per_shard", name=name, minimum=1)
+    if frames_per_shard > _MOST_FRAMES_PER_SHARD:
+        raise CacheFormatError(
+            f"{name}: {frames_per_shard} frames in a shard, "
+            f"expected at most {_MOST_FRAMES_PER_SHARD}"
+        )
     return ArrayRecord(
         shape=shape,
         dtype=f.text(fields, "dtype", name=name),
-        frames_per_shard=f.integer(fields, "frames_per_shard", name=name, minimum=1),
+        frames_per_shard=frames_per_shard,
         sha256=f.text(fields, "sha256", name=name),
     )
 
 
-def _object(data: object, name: str) -> StoredObject:
-    if not _OBJECT_PATTERN.fullmatch(name.rpartition(" ")[2]):
+def _object(data: object, path: str, record_name: str) -> StoredObject:
+    name = f"{record_name}: object {path!r}"
+    if not _OBJECT_PATTERN.fullmatch(path):
         raise CacheFormatError(f"{name}: not a path inside an entry")
     fields = _object_fields(data, name)
     return StoredObject(
@@ -190,7 +227,7 @@ def _source(data: Mapping[str, Any], name: str) -> SourceRecord:
     return SourceRecord(
         name=f.text(data, "name", name=name),
         size=f.integer(data, "size", name=name),
-        mtime_ns=f.integer(data, "mtime_ns", name=name),
+        mtime_ns=f.integer(data, "mtime_ns", name=name, minimum=_OLDEST_NS),
         sha256=f.text(data, "sha256", name=name),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
@@ -17,6 +18,7 @@ from .errors import CacheFormatError, FieldDifference, FingerprintError
 from .files import canonical_json
 
 FORMAT = 1
+MAX_FRAME_VALUES = 1 << 28  # of one frame: a larger claim in a shared cache is an attack
 Built = TypeVar("Built")
 StoredDtype = Literal["float16", "bfloat16", "int8"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -45,6 +47,10 @@ class Preprocess:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
+        # 1 and 1.0 are equal but are spelt differently in JSON, and so in the fingerprint.
+        object.__setattr__(self, "crop_pct", float(self.crop_pct))
+        object.__setattr__(self, "mean", tuple(map(float, self.mean)))
+        object.__setattr__(self, "std", tuple(map(float, self.std)))
         if min(self.size) < 1 or not 0 < self.crop_pct <= 1 or min(self.std) <= 0:
             raise ValueError(f"not a preprocessing that can be applied: {self}")
 
@@ -73,6 +79,7 @@ class Sampling:
     fps: float = 1.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "fps", float(self.fps))
         if not (math.isfinite(self.fps) and self.fps > 0):
             raise ValueError(f"fps must be a positive number, got {self.fps}")
 
@@ -110,6 +117,11 @@ class CacheSpec:
     def __post_init__(self) -> None:
         if min(self.grid) < 1 or self.dim < 1 or self.num_prefix < 0:
             raise ValueError(f"tokens need a grid and a width, got grid {self.grid} dim {self.dim}")
+        if (self.grid[0] * self.grid[1] + self.num_prefix) * self.dim > MAX_FRAME_VALUES:
+            raise ValueError(
+                f"a frame of grid {self.grid}, {self.num_prefix} prefix tokens and width "
+                f"{self.dim} has more than {MAX_FRAME_VALUES} values"
+            )
         object.__setattr__(self, "arrays", self._checked_arrays())
 
     def _checked_arrays(self) -> tuple[str, ...]:
@@ -128,9 +140,9 @@ class CacheSpec:
         if array == "prefix":
             return None
         side = array.removeprefix("grid")
-        if array == f"grid{side}" and side.isascii() and side.isdigit() and len(side) < 4:
+        if array == f"grid{side}" and _SIDE_PATTERN.fullmatch(side):
             pooled = int(side)
-            if 1 <= pooled <= min(self.grid):
+            if pooled <= min(self.grid):
                 return (pooled, pooled)
         raise ValueError(
             f"unknown array {array!r}: expected patch, prefix or gridN "
@@ -162,13 +174,14 @@ class CacheSpec:
     def from_json(cls, data: Mapping[str, Any], *, name: str) -> CacheSpec:
         """Read an untrusted spec. A newer format is refused by name; unknown fields are kept aside
         (such a cache can be read, not written)."""
-        format_number = f.integer(data, "format", name=name)
+        format_number = f.integer(data, "format", name=name, minimum=1)
         if format_number > FORMAT:
             raise CacheFormatError(
                 f"{name}: cache format {format_number} is newer than this version reads "
                 f"(format {FORMAT}); upgrade vis4mer"
             )
-        known = {field.name for field in fields(cls)} | {"format", "fingerprint", "checksum"}
+        preprocess = f.mapping(data, "preprocess", name=name)
+        sampling = f.mapping(data, "sampling", name=name)
         height, width = _of_length(f.integers(data, "grid", name=name), 2, "grid", name)
         spec = _built(
             cls,
@@ -177,8 +190,8 @@ class CacheSpec:
             weights=f.text(data, "weights", name=name),
             weights_sha256=f.text(data, "weights_sha256", name=name),
             layer=f.text(data, "layer", name=name),
-            preprocess=Preprocess.from_json(f.mapping(data, "preprocess", name=name), name=name),
-            sampling=Sampling.from_json(f.mapping(data, "sampling", name=name), name=name),
+            preprocess=Preprocess.from_json(preprocess, name=name),
+            sampling=Sampling.from_json(sampling, name=name),
             reader=f.text(data, "reader", name=name),
             compute_dtype=f.choice(data, "compute_dtype", get_args(ComputeDtype), name=name),
             stored_dtype=f.choice(data, "stored_dtype", get_args(StoredDtype), name=name),
@@ -186,7 +199,11 @@ class CacheSpec:
             num_prefix=f.integer(data, "num_prefix", name=name),
             dim=f.integer(data, "dim", name=name, minimum=1),
             arrays=f.texts(data, "arrays", name=name),
-            unknown_fields=tuple(sorted(set(data) - known)),
+            unknown_fields=(
+                *_unknown(data, cls, also=("format", "fingerprint", "checksum")),
+                *_unknown(preprocess, Preprocess, prefix="preprocess."),
+                *_unknown(sampling, Sampling, prefix="sampling."),
+            ),
         )
         if not spec.unknown_fields and data.get("fingerprint") != spec.fingerprint:
             raise CacheFormatError(
@@ -220,6 +237,7 @@ def diff_specs(stored: CacheSpec, wanted: CacheSpec) -> tuple[FieldDifference, .
 
 
 _ARRAY_ORDER = {"patch": 0, "prefix": 1}
+_SIDE_PATTERN = re.compile(r"[1-9][0-9]{0,3}")  # one spelling for each size
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -230,6 +248,14 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def _unknown(
+    data: Mapping[str, Any], cls: type[Any], *, also: tuple[str, ...] = (), prefix: str = ""
+) -> list[str]:
+    """Names in `data` that this version does not know, dotted."""
+    known = {field.name for field in fields(cls)}.union(also)
+    return sorted(prefix + field for field in set(data) - known)
 
 
 def _of_length(values: tuple[Any, ...], length: int, field: str, name: str) -> Any:

@@ -7,6 +7,7 @@ reading: six tasks may name one entry.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -18,6 +19,7 @@ from .keys import check_id, task_path
 Split = Literal["train", "val", "test"]
 TaskKind = Literal["classification", "regression"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+MAX_SECONDS = 1e9  # thirty years: a later moment is a mistake or an attack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +38,14 @@ class TaskRow:
     group: str | None = None
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.label):
+            raise UsageError(f"video {self.id!r}: label {self.label}, expected a finite number")
         start = self.start_seconds or 0.0
-        if start < 0 or (self.end_seconds is not None and self.end_seconds <= start):
+        end = MAX_SECONDS if self.end_seconds is None else self.end_seconds
+        if not 0 <= start < end <= MAX_SECONDS:
             raise UsageError(
                 f"video {self.id!r}: extent {self.start_seconds} to {self.end_seconds} seconds, "
-                "expected 0 <= start < end"
+                f"expected 0 <= start < end <= {MAX_SECONDS:g}"
             )
 
 

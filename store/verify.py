@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from .cache import Cache
-from .errors import CacheFormatError, DamagedEntryError
+from .errors import CacheFormatError
 from .files import read_sealed
-from .layout import MAX_SHARD_FRAMES, NUMPY_DTYPES, crc32c
-from .reader import check_object, read_frames
-from .records import EntryRecord
+from .layout import MAX_SHARD_FRAMES
+from .reader import check_crc32c, check_object, read_frames
+from .records import RECORDS, EntryRecord, record_path
 
 VerifyMode = Literal["quick", "full"]
-_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +35,8 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
+    """What was checked and what was found. num_bytes: of the entries whose records can be read."""
+
     mode: VerifyMode
     num_entries: int
     num_bytes: int
@@ -45,45 +46,54 @@ class VerifyReport:
     def ok(self) -> bool:
         return not self.problems
 
+    def to_json(self) -> dict[str, Any]:
+        return {"ok": self.ok, **asdict(self)}
+
 
 def verify_cache(
     cache: Cache, mode: VerifyMode = "quick", *, progress: Callable[[int, int], None] | None = None
 ) -> VerifyReport:
-    """Check every entry and task table. progress(done, total) is called after each entry."""
-    problems = list(_table_problems(cache))
-    ids, unreadable = _readable_ids(cache)
-    problems += unreadable
-    num_bytes = 0
-    for done, entry_id in enumerate(ids, start=1):
+    """Check every entry and task table. progress(done, total) is called after each entry.
+
+    The records themselves are read, not the catalog, which only repeats them.
+    """
+    paths = sorted((cache.path / RECORDS).glob("*/*.json"))
+    problems = [*_group_problems(cache.path, paths), *_table_problems(cache)]
+    num_entries = num_bytes = 0
+    for done, path in enumerate(paths, start=1):
         try:
-            record = cache.record(entry_id)
+            record = _read_record(path, cache)
+            num_entries += 1
             num_bytes += record.num_bytes
             problems += _entry_problems(cache.path, record, mode)
-        except CacheFormatError as error:
-            problems.append(Problem(id=entry_id, reason=str(error)))
+        except FileNotFoundError:  # removed a moment ago
+            pass
+        except (CacheFormatError, OSError) as error:
+            problems.append(Problem(id=None, reason=str(error)))
         if progress is not None:
-            progress(done, len(ids))
+            progress(done, len(paths))
     return VerifyReport(
-        mode=mode, num_entries=len(ids), num_bytes=num_bytes, problems=tuple(problems)
+        mode=mode, num_entries=num_entries, num_bytes=num_bytes, problems=tuple(problems)
     )
 
 
-def _readable_ids(cache: Cache) -> tuple[list[str], list[Problem]]:
-    """Ids from the record files themselves, not from the catalog, which only repeats them."""
-    ids: list[str] = []
-    problems: list[Problem] = []
-    for path in sorted((cache.path / "records").glob("*/*.json")):
-        try:
-            record = EntryRecord.from_json(read_sealed(path), spec=cache.spec, name=str(path))
-        except (CacheFormatError, OSError) as error:
-            problems.append(Problem(id=None, reason=str(error)))
-            continue
-        if path.stem != record.key:
-            reason = f"{path}: is the record of video {record.id!r}, under another's name"
-            problems.append(Problem(id=record.id, reason=reason))
-            continue
-        ids.append(record.id)
-    return ids, problems
+def _read_record(path: Path, cache: Cache) -> EntryRecord:
+    record = EntryRecord.from_json(read_sealed(path), spec=cache.spec, name=str(path))
+    if path != record_path(cache.path, record.key):
+        raise CacheFormatError(
+            f"{path}: is the record of video {record.id!r}, under another's name"
+        )
+    return record
+
+
+def _group_problems(root: Path, records: list[Path]) -> Iterator[Problem]:
+    """A plain Zarr reader finds no entry below a folder that is no group."""
+    fans = sorted({path.parent.name for path in records})
+    for folder in ("videos", *(f"videos/{name}" for name in fans)) if fans else ():
+        group = root / folder / "zarr.json"
+        if not group.is_file():
+            reason = f"{group}: missing, so that plain Zarr readers see no entry below it"
+            yield Problem(id=None, reason=reason)
 
 
 def _table_problems(cache: Cache) -> Iterator[Problem]:
@@ -100,11 +110,8 @@ def _entry_problems(root: Path, record: EntryRecord, mode: VerifyMode) -> Iterat
     for path, stored in record.objects.items():
         try:
             check_object(folder / path, stored.size, record.id)
-            if mode == "full" and (found := _crc32c_of(folder / path)) != stored.crc32c:
-                raise DamagedEntryError(
-                    f"{folder / path} (video {record.id!r}): crc32c {found:08x}, "
-                    f"but the record says {stored.crc32c:08x}"
-                )
+            if mode == "full":
+                check_crc32c(folder / path, stored.crc32c, record.id)
         except OSError as error:
             sound = False
             yield Problem(id=record.id, reason=str(error))
@@ -119,21 +126,10 @@ def _value_problems(root: Path, record: EntryRecord) -> Iterator[Problem]:
         try:
             for start in range(0, layout.shape[0], MAX_SHARD_FRAMES):
                 frames = np.arange(start, min(start + MAX_SHARD_FRAMES, layout.shape[0]))
-                shape = (len(frames), *layout.shape[1:])
-                values = np.empty(shape, dtype=NUMPY_DTYPES[layout.dtype])
-                read_frames(root, record, array, frames, values)
-                digest.update(values.data)
+                digest.update(read_frames(root, record, array, frames).data)
         except OSError as error:
             yield Problem(id=record.id, reason=str(error))
             continue
         if digest.hexdigest() != layout.sha256:
             reason = f"array {array} of video {record.id!r}: values are not those recorded"
             yield Problem(id=record.id, reason=reason)
-
-
-def _crc32c_of(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            checksum = crc32c(block, checksum)
-    return checksum

@@ -21,7 +21,8 @@ from .errors import UsageError
 from .spec import CacheSpec
 
 _PATTERN = re.compile(
-    r"(?:(?P<frames>\d{1,6})x)?(?:(?P<h>\d{1,3})x(?P<w>\d{1,3})(?P<plus>\+cls)?|(?P<cls>cls))"
+    r"(?:(?P<frames>\d{1,6})x)?(?:(?P<h>\d{1,3})x(?P<w>\d{1,3})(?P<plus>\+cls)?|(?P<cls>cls))",
+    re.ASCII,
 )
 _EXPECTED = "expected FRAMESxHxW such as 60x14x14, with +cls for the CLS token, or 60xcls, HxW, cls"
 

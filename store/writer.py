@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import secrets
 import shutil
@@ -22,7 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import quantise
-from .files import canonical_json, fsync_directory, storage_errors
+from .errors import CacheFormatError, Vis4merError
+from .files import (
+    canonical_json,
+    fsync_directory,
+    make_directory,
+    read_sealed,
+    storage_errors,
+)
 from .keys import entry_key, fan
 from .layout import (
     CRC_BYTES,
@@ -35,7 +43,15 @@ from .layout import (
     group_metadata,
 )
 from .quantise import Floats
-from .records import ArrayRecord, EntryRecord, SourceRecord, StoredObject, shard_path, stored_arrays
+from .records import (
+    ArrayRecord,
+    EntryRecord,
+    SourceRecord,
+    StoredObject,
+    record_path,
+    shard_path,
+    stored_arrays,
+)
 from .spec import CacheSpec
 from .views import pool_grid
 
@@ -44,7 +60,7 @@ class ShardWriter:
     """One shard file, written beside its name and renamed when it is whole."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)  # made durable by the commit
         self._path = path
         self._beside = path.with_name(f".{path.name}.tmp")
         self._file: BinaryIO = self._beside.open("xb")
@@ -170,14 +186,15 @@ class EntryWriter:
         self._attempt = secrets.token_hex(6)
         key = entry_key(entry_id)
         self._folder = root / "videos" / fan(key) / f"{key}.{self._attempt}"
+        self._record_path = record_path(root, key)
         self._arrays: dict[str, ArrayWriter] = {}
         self._channels: dict[str, NDArray[np.float32]] = {}
         self._pts: list[float] = []
-        self._committed = False
 
     def __enter__(self) -> EntryWriter:
         with storage_errors(self._folder):
-            self._folder.mkdir(parents=True)
+            make_directory(self._folder.parent)
+            self._folder.mkdir()
         return self
 
     def __exit__(
@@ -188,7 +205,7 @@ class EntryWriter:
     ) -> None:
         for array in self._arrays.values():
             array.abandon()
-        if not self._committed:
+        if not self._stands():
             shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
@@ -198,6 +215,10 @@ class EntryWriter:
     def append(self, tokens: Mapping[str, Floats], pts_seconds: Sequence[float]) -> None:
         """Append t frames: tokens["patch"] (t, h·w, D) and ["prefix"] (t, p, D) of float16 or
         float32, pts_seconds (t). Pooled copies are made here."""
+        if not np.isfinite(pts_seconds).all():
+            raise Vis4merError(f"video {self._id!r}: a frame's time is not a finite number")
+        if not len(pts_seconds):
+            return
         native = {name: tokens[name] for name in self._spec.arrays if not name.startswith("grid")}
         for array in self._spec.arrays:
             values = native.get(array)
@@ -220,6 +241,8 @@ class EntryWriter:
         """Make the entry exist. The record that stands afterwards: ours, or a faster writer's."""
         if not self._pts:
             raise ValueError(f"entry {self._id!r} has no frames")
+        if not math.isfinite(duration_seconds):
+            raise Vis4merError(f"video {self._id!r}: duration {duration_seconds} is no time")
         with storage_errors(self._folder):
             arrays = {name: array.close() for name, array in self._arrays.items()}
             objects = {"zarr.json": self._write_group(duration_seconds)}
@@ -238,9 +261,17 @@ class EntryWriter:
             damaged_frames=damaged_frames,
             provenance=dict(provenance or {}),
         )
-        standing = self._publish(record)
-        self._committed = standing.attempt == self._attempt
-        return standing
+        return self._publish(record)
+
+    def _stands(self) -> bool:
+        """Does a record name this attempt? The disk is asked, for a commit may have been
+        interrupted on either side of the moment at which the record appeared."""
+        try:
+            return bool(read_sealed(self._record_path).get("attempt") == self._attempt)
+        except FileNotFoundError:
+            return False
+        except (CacheFormatError, OSError):  # unclear: `gc` removes it later if nothing names it
+            return True
 
     def _append_array(self, array: str, values: Floats) -> None:
         dtype = self._spec.stored_dtype

@@ -1,0 +1,54 @@
+"""What every benchmark needs: what machine this is, and times that a busy one does not spoil."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+
+def describe_machine(packages: Sequence[str]) -> dict[str, object]:
+    """Processor, cores, system, and the versions of Python and of `packages`."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{package: _version(package) for package in packages},
+    }
+
+
+def median_seconds(
+    works: Mapping[str, Callable[[], object]], *, repeats: int, warm_up: int = 1
+) -> dict[str, float]:
+    """Median wall time of each work. They alternate, so that a busy moment slows all of them."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for round_number in range(warm_up + repeats):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            if round_number >= warm_up:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
