@@ -1,0 +1,223 @@
+"""What is to be done with each video before any frame is decoded: extract it, or leave it and why.
+
+A video counts as done by its file, never by its name alone: equal size and modification time mean
+the same file, otherwise its content's SHA-256 decides. Knows nothing of frames or backbones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..store.cache import Cache
+from ..store.errors import EntryNotFoundError
+from ..store.failures import FailureRecord
+from ..store.records import SourceRecord
+from ..store.spec import CacheSpec
+from .readers.base import Reader, VideoError
+from .sources import VideoSource
+
+_HASH_BLOCK_BYTES = 1 << 20
+_BYTES_PER_VALUE = {"float16": 2, "bfloat16": 2, "int8": 1}
+
+
+class SourceError(Exception):
+    """The file itself cannot be looked at; the message is the reason, without the file's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What to do with a video: `extract` it, or leave it because it is `done` (this very file is
+    in the cache), `changed` (another file is; `overwrite` replaces it) or `known-failure`.
+
+    source is there for `extract`, failure for `known-failure`.
+    """
+
+    action: Literal["extract", "done", "changed", "known-failure"]
+    source: SourceRecord | None = None
+    failure: FailureRecord | None = None
+
+
+def decide(
+    video: VideoSource,
+    cache: Cache,
+    *,
+    known_failures: Mapping[str, FailureRecord],
+    overwrite: bool,
+) -> Decision:
+    """Look at one video's file. SourceError when that is not possible.
+
+    known_failures: by id, those that are not to be tried again while their file is unchanged.
+    """
+    size, mtime_ns = look_at(video.path)
+    if not overwrite:
+        try:
+            entry = cache.record(video.id).source
+        except EntryNotFoundError:
+            entry = None
+        if entry is not None:
+            same = (entry.size, entry.mtime_ns) == (size, mtime_ns) or (
+                entry.size == size and entry.sha256 == hash_file(video.path)
+            )
+            return Decision(action="done" if same else "changed")
+    failure = known_failures.get(video.id)
+    if failure and (failure.source_size, failure.source_mtime_ns) == (size, mtime_ns):
+        return Decision(action="known-failure", failure=failure)
+    return Decision(
+        action="extract",
+        source=SourceRecord(
+            name=video.name, size=size, mtime_ns=mtime_ns, sha256=hash_file(video.path)
+        ),
+    )
+
+
+def failures_to_keep(cache: Cache) -> dict[str, FailureRecord]:
+    """The failures that trying again cannot mend while the file stays the same, by id.
+
+    Those of the backbone and of writing have their cause elsewhere and are always tried again; so
+    are files that could not even be looked at (size 0 in the record).
+    """
+    return {
+        failure.id: failure
+        for failure in cache.failures()
+        if failure.stage in ("open", "decode") and failure.source_size
+    }
+
+
+def look_at(path: Path) -> tuple[int, int]:
+    """(size in bytes, modification time in ns) of a regular file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise SourceError("there is no such file") from error
+    except OSError as error:
+        raise SourceError(f"cannot be looked at: {error.strerror}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise SourceError("is a directory, expected a video file")
+    if not stat.S_ISREG(status.st_mode):
+        raise SourceError("is no regular file, expected a video file")
+    return status.st_size, status.st_mtime_ns
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content. SourceError when it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(_HASH_BLOCK_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise SourceError(f"cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractPlan:
+    """What a run would do; every video asked for is in exactly one of the first six.
+
+    to_extract: ids in order. frames and num_bytes: of those, estimated from their durations.
+    free_bytes: on the disk the cache is, or would be, on.
+    """
+
+    to_extract: tuple[str, ...]
+    already_there: int
+    changed: tuple[str, ...]
+    known_failures: tuple[FailureRecord, ...]
+    unreadable: Mapping[str, str]
+    left: int
+    frames: int
+    num_bytes: int
+    free_bytes: int
+
+
+def plan_extraction(
+    sources: Sequence[VideoSource],
+    *,
+    spec: CacheSpec,
+    cache: Cache | None,
+    cache_path: Path,
+    reader: Reader,
+    limit: int | None = None,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+) -> ExtractPlan:
+    """What `extract_videos` would do. Writes nothing and decodes nothing.
+
+    cache: None when it does not exist yet. unreadable: id → reason, for videos that are missing or
+    that the reader refuses to open.
+    """
+    known = failures_to_keep(cache) if cache and not retry_failed else {}
+    to_extract: list[str] = []
+    changed: list[str] = []
+    failures: list[FailureRecord] = []
+    unreadable: dict[str, str] = {}
+    already_there = left = frames = 0
+    for video in sources:
+        if limit is not None and len(to_extract) == limit:
+            left += 1
+            continue
+        try:
+            decision = _decide_or_new(video, cache, known_failures=known, overwrite=overwrite)
+            if decision.action == "done":
+                already_there += 1
+            elif decision.action == "changed":
+                changed.append(video.id)
+            elif decision.failure is not None:
+                failures.append(decision.failure)
+            else:
+                frames += _count_frames(video.path, reader, fps=spec.sampling.fps)
+                to_extract.append(video.id)
+        except SourceError as error:
+            unreadable[video.id] = str(error)
+        except VideoError as error:
+            unreadable[video.id] = error.reason
+    return ExtractPlan(
+        to_extract=tuple(to_extract),
+        already_there=already_there,
+        changed=tuple(changed),
+        known_failures=tuple(failures),
+        unreadable=unreadable,
+        left=left,
+        frames=frames,
+        num_bytes=frames * bytes_per_frame(spec),
+        free_bytes=shutil.disk_usage(_existing(cache_path)).free,
+    )
+
+
+def bytes_per_frame(spec: CacheSpec) -> int:
+    """Token bytes a frame takes in a cache, without checksums and indexes."""
+    values = sum(spec.tokens_per_frame(array) for array in spec.arrays) * spec.dim
+    return values * _BYTES_PER_VALUE[spec.stored_dtype]
+
+
+def _decide_or_new(
+    video: VideoSource,
+    cache: Cache | None,
+    *,
+    known_failures: Mapping[str, FailureRecord],
+    overwrite: bool,
+) -> Decision:
+    if cache is None:
+        look_at(video.path)
+        return Decision(action="extract")
+    return decide(video, cache, known_failures=known_failures, overwrite=overwrite)
+
+
+def _count_frames(path: Path, reader: Reader, *, fps: float) -> int:
+    with reader.open(path, fps=fps) as stream:
+        info = stream.info
+    return info.num_targets or max(1, math.ceil(info.duration_seconds * fps))
+
+
+def _existing(path: Path) -> Path:
+    """The nearest directory above (or at) `path` that exists."""
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path

@@ -1,0 +1,169 @@
+"""From what a person names (files, folders, globs, lists) to videos with ids.
+
+An id is what a video is called in the cache for ever: for a folder the POSIX path below it, with
+extension; for a single file its name. Nothing is opened here, and what stands behind a path is
+found out later: a video that cannot be read is a recorded failure, not an error here.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..store.errors import UsageError
+from ..store.keys import check_id
+
+_EXTENSIONS = """
+.3g2 .3gp .asf .avi .divx .f4v .flv .m1v .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf
+.ogg .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m
+"""
+VIDEO_EXTENSIONS = frozenset(_EXTENSIONS.split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSource:
+    """One video: `id` in the cache, `path` to read, `name` for people (as it was given)."""
+
+    id: str
+    path: Path
+    name: str
+
+    def __post_init__(self) -> None:
+        check_id(self.id)
+
+
+def resolve_sources(arguments: Sequence[str]) -> list[VideoSource]:
+    """Videos named by arguments: files, folders, globs, and `@FILE` lists of these, one a line.
+
+    Folders are searched for known video extensions; a file named by itself is always taken. A path
+    that exists is taken as it is, even when it holds glob characters or begins with @. A file met
+    twice counts once. Files of one name from different places get ids with as many parent folders
+    as tell them apart.
+
+    Raises UsageError when an argument matches nothing or when ids collide.
+    """
+    found: list[VideoSource] = []
+    singles: list[Path] = []
+    for argument in _expand_lists(arguments):
+        path = Path(argument)
+        if path.is_dir():
+            found += _in_folder(path)
+        elif path.exists():
+            singles.append(path)
+        else:
+            for match in _matches(argument):
+                if match.is_dir():
+                    found += _in_folder(match)
+                else:
+                    singles.append(match)
+    found += _named_apart(singles)
+    return _unique(found)
+
+
+def read_list(path: Path) -> list[str]:
+    """The lines of an `@FILE` list, without blank ones; a byte-order mark and CRLF are fine."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"list {str(path)!r} cannot be read ({error}); expected a text file, one video a line"
+        ) from error
+    return [line for line in map(str.strip, text.splitlines()) if line]
+
+
+def _expand_lists(arguments: Iterable[str]) -> list[str]:
+    """Replace each `@FILE` by its lines; those are relative to where the command runs."""
+    expanded: list[str] = []
+    for argument in arguments:
+        if argument.startswith("@") and not Path(argument).exists():
+            expanded += read_list(Path(argument[1:]))
+        else:
+            expanded.append(argument)
+    return expanded
+
+
+def _matches(pattern: str) -> list[Path]:
+    matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True))  # noqa: PTH207 — a pattern may be absolute
+    if not matches:
+        what = "matches nothing" if glob.has_magic(pattern) else "does not exist"
+        raise UsageError(
+            f"video {pattern!r} {what}; expected a video file, a folder, a glob or @FILE"
+        )
+    return matches
+
+
+def _in_folder(folder: Path) -> list[VideoSource]:
+    """Everything below a folder that is named like a video, sorted by id.
+
+    A folder named like a video (`clip.mp4/`) is listed too, as the video that somebody meant: it
+    becomes a recorded failure instead of vanishing. Hidden files and folders are left out.
+    """
+    found: list[VideoSource] = []
+    visited: set[tuple[int, int]] = set()  # links between folders may form a ring
+    for parent, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+        status = Path(parent).stat()
+        if (status.st_dev, status.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        named = [name for name in (*folders, *files) if _is_video_name(name)]
+        folders[:] = [f for f in folders if not f.startswith(".") and not _is_video_name(f)]
+        for name in named:
+            path = Path(parent, name)
+            found.append(video_source(path, path.relative_to(folder).as_posix()))
+    if not found:
+        raise UsageError(
+            f"folder {str(folder)!r} holds no video, expected files that end in .mp4, .mkv, .webm, "
+            ".mov, .avi or the like"
+        )
+    return sorted(found, key=lambda video: video.id)
+
+
+def video_source(path: Path, video_id: str) -> VideoSource:
+    """A source under an id. Bytes of a file name that are no UTF-8 are spelled as \\xNN."""
+    return VideoSource(id=_printable(video_id), path=path, name=_printable(str(path)))
+
+
+def _printable(text: str) -> str:
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def _is_video_name(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in VIDEO_EXTENSIONS
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise UsageError(f"folder {error.filename!r} cannot be listed: {error.strerror}") from error
+
+
+def _named_apart(paths: Sequence[Path]) -> list[VideoSource]:
+    """Ids of single files: the name, or the shortest tails of their paths that all differ."""
+    absolute = {path: path.absolute() for path in paths}
+    distinct = set(absolute.values())
+    depth = {path: 1 for path in distinct}
+    while True:
+        ids = {path: "/".join(path.parts[-depth[path] :]) for path in distinct}
+        counts = Counter(ids.values())
+        shared = [p for p in distinct if counts[ids[p]] > 1 and depth[p] < len(p.parts) - 1]
+        if not shared:
+            break
+        for path in shared:
+            depth[path] += 1
+    return [video_source(path, ids[absolute[path]]) for path in paths]
+
+
+def _unique(videos: Iterable[VideoSource]) -> list[VideoSource]:
+    """Each file once; UsageError when one id stands for two files."""
+    by_id: dict[str, VideoSource] = {}
+    for video in videos:
+        other = by_id.setdefault(video.id, video)
+        if other.path.absolute() != video.path.absolute():
+            raise UsageError(
+                f"videos {other.name!r} and {video.name!r} would both be called {video.id!r}; "
+                "give their common parent folder instead"
+            )
+    return list(by_id.values())
