@@ -1,0 +1,232 @@
+"""What a training run is asked to do: frozen records that round-trip through JSON and TOML.
+
+    config = load_config(file=Path("run.toml"), sets=["optimizer.lr=1e-3", "decoder.depth=2"])
+    config = TrainConfig(task="lvu/relationship", epochs=10)
+
+Everything below `decoder` except its name is an option of that decoder; the decoder's own catalogue
+entry knows which exist, so they are checked when the decoder is built. Knows no tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..store.errors import FieldDifference, UsageError
+from ..store.keys import task_path
+from ..store.views import TokenView
+from .typed import build, refuse
+
+Schedule = Literal["cosine", "plateau", "constant"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Select = Literal["best-val", "last"]
+OptionValue = str | int | float | bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Which decoder, and the options that its catalogue entry takes."""
+
+    name: str = "vis4mer"
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, **self.options}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, path: str = "decoder") -> DecoderConfig:
+        values = {"name": cls.name, **data}
+        name = values.pop("name")
+        if not isinstance(name, str):
+            raise refuse(f"{path}.name", name, "the name of a decoder")
+        for option, value in values.items():
+            if value is not None and not isinstance(value, (str, int, float, bool)):
+                raise refuse(f"{path}.{option}", value, "text, a number, true or false")
+        return cls(name=name, options=values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning rate over time.
+
+    lr, weight_decay: of everything but the dynamics. dynamics_lr: upper bound of the learning rate
+    of the state-space dynamics, which never have weight decay.
+    schedule: `cosine` to zero at the last step; `plateau` multiplies by `plateau_factor` after
+    `plateau_patience` epochs without a better validation loss (training loss where there is no
+    validation split); `constant`. warmup_epochs: linear rise, before any schedule.
+    grad_clip: bound of the gradient's total norm, None for no clipping.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    dynamics_lr: float = 1e-3
+    schedule: Schedule = "cosine"
+    warmup_epochs: float = 0.0
+    plateau_patience: int = 10
+    plateau_factor: float = 0.2
+    grad_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        _require("optimizer.lr", self.lr, self.lr > 0, "more than 0")
+        _require("optimizer.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        _require("optimizer.dynamics_lr", self.dynamics_lr, self.dynamics_lr >= 0, "at least 0")
+        warmup, patience = self.warmup_epochs, self.plateau_patience
+        _require("optimizer.warmup_epochs", warmup, warmup >= 0, "at least 0")
+        _require("optimizer.plateau_patience", patience, patience >= 0, "at least 0")
+        factor, clip = self.plateau_factor, self.grad_clip
+        _require("optimizer.plateau_factor", factor, 0 < factor < 1, "between 0 and 1")
+        _require("optimizer.grad_clip", clip, clip is None or clip > 0, "more than 0, or none")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, path: str = "optimizer") -> OptimizerConfig:
+        return build(cls, data, path=path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run.
+
+    task: DATASET/TASK as labelled in the cache.
+    tokens: a token view such as 60x14x14; None for the cache's own patch grid, every frame.
+    window_seconds: length of a window. windows_per_video: random windows of each video an epoch.
+    validation_stride_seconds: between the windows judged after each epoch.
+    final_stride_seconds: between the windows of the final evaluation.
+    select: which weights the final evaluation judges; `best-val` is the epoch of highest
+    validation accuracy (lowest squared error), the lower validation loss among equals.
+    precision: `auto` is bfloat16 autocast on a GPU and float32 on a CPU.
+    workers: reading threads; changes speed, never a result.
+    """
+
+    task: str
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    tokens: str | None = None
+    window_seconds: float = 60.0
+    windows_per_video: int = 1
+    epochs: int = 100
+    batch_size: int = 16
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "auto"
+    select: Select = "best-val"
+    validation_stride_seconds: float = 60.0
+    final_stride_seconds: float = 1.0
+    workers: int = 4
+
+    def __post_init__(self) -> None:
+        task_path(self.task)
+        if self.tokens is not None:
+            object.__setattr__(self, "tokens", str(TokenView.parse(self.tokens)))
+        for name in ("window_seconds", "validation_stride_seconds", "final_stride_seconds"):
+            seconds = getattr(self, name)
+            _require(name, seconds, math.isfinite(seconds) and seconds > 0, "more than 0 seconds")
+        for name in ("windows_per_video", "epochs", "batch_size", "workers"):
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        _require("seed", self.seed, 0 <= self.seed < 2**63, "0 or more")
+
+    def to_json(self) -> dict[str, Any]:
+        """Nested JSON; `from_json` gives an equal record back."""
+        data = asdict(self)
+        data["decoder"] = self.decoder.to_json()
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, path: str = "") -> TrainConfig:
+        return build(cls, data, path=path)
+
+    def to_toml(self) -> str:
+        """A file for `--config`; fields that are None stand at their default and are left out."""
+        data = self.to_json()
+        tables = {key: data.pop(key) for key in ("decoder", "optimizer")}
+        lines = _toml_lines(data)
+        for key, table in tables.items():
+            lines += ["", f"[{key}]", *_toml_lines(table)]
+        return "\n".join(lines) + "\n"
+
+
+# What may differ when a run goes on: where and how fast it is computed, not what is learned.
+NOT_LEARNED = ("device", "workers")
+
+
+def load_config(
+    *,
+    base: TrainConfig | None = None,
+    file: Path | None = None,
+    flags: Mapping[str, object] | None = None,
+    sets: Sequence[str] = (),
+) -> TrainConfig:
+    """A config from `base` or a TOML file, then `flags`, then texts such as `a.b=c`; later ones
+    override.
+
+    base: that of a run to go on with. flags: dotted name → value, None skipped. Raises UsageError
+    for a file that cannot be read and for unknown fields or values.
+    """
+    data = {} if base is None else base.to_json()
+    if file is not None:
+        data = _read_toml(file)
+    for name, value in (flags or {}).items():
+        if value is not None:
+            _put(data, name, value)
+    for text in sets:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set {text}: expected NAME=VALUE such as optimizer.lr=1e-3")
+        _put(data, name.strip(), value.strip())
+    return TrainConfig.from_json(data)
+
+
+def config_differences(stored: TrainConfig, wanted: TrainConfig) -> tuple[FieldDifference, ...]:
+    """Fields in which two runs learn something else, dotted names, sorted."""
+    left, right = _flat(stored.to_json()), _flat(wanted.to_json())
+    return tuple(
+        FieldDifference(name, str(left.get(name)), str(right.get(name)))
+        for name in sorted(left.keys() | right.keys())
+        if name not in NOT_LEARNED and left.get(name) != right.get(name)
+    )
+
+
+def _require(field: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise refuse(field, value, expected)
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # covers tomllib.TOMLDecodeError and UnicodeDecodeError
+        raise UsageError(f"--config {file}: not TOML ({error})") from error
+
+
+def _put(data: dict[str, Any], name: str, value: object) -> None:
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise UsageError(f"{name}: {parent} is a value, it has no fields of its own")
+    data[leaf] = value
+
+
+def _toml_lines(table: Mapping[str, Any]) -> list[str]:
+    # A JSON scalar is a TOML scalar, except for null (left out) and escapes above U+FFFF.
+    return [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in table.items()
+        if value is not None
+    ]
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,68 @@
+"""The catalogue of decoders: what turns a window of tokens into outputs.
+
+To add one, write one file here with a subclass of `base.Decoder` and of `base.DecoderOptions`,
+and add one line to `DECODERS`. A decoder that only exchanges the way tokens meet is a mixer of
+`vis4mer` instead (see `mixers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..batch import TokenShape
+from ..catalogue import look_up
+from .about import DecoderAbout
+from .base import Decoder, DecoderOptions
+
+DECODERS = {
+    "vis4mer": "vis4mer:Vis4mer",
+    "mean": "mean:MeanDecoder",
+}
+
+__all__ = [
+    "DECODERS",
+    "Decoder",
+    "DecoderAbout",
+    "DecoderOptions",
+    "build_decoder",
+    "decoder_options",
+    "describe_decoders",
+]
+
+
+def decoder_class(name: str) -> type[Decoder]:
+    """The decoder called `name`. Raises UsageError for an unknown name."""
+    found: type[Decoder] = look_up(DECODERS, name, kind="decoder", package=__name__)
+    return found
+
+
+def decoder_options(name: str, options: Mapping[str, Any]) -> DecoderOptions:
+    """The options of decoder `name`, defaults filled in. Raises UsageError, naming the choices."""
+    return decoder_class(name).Options.from_json(options)
+
+
+def build_decoder(
+    name: str, *, shape: TokenShape, num_outputs: int, options: Mapping[str, Any]
+) -> Decoder:
+    """A decoder with initial weights, drawn from torch's global generator.
+
+    shape: the windows it will see.   options: names and values as in JSON, or text as after
+    `--set decoder.`. Raises UsageError for an unknown decoder or option, a bad value, and for
+    windows that the decoder cannot take.
+
+        build_decoder("vis4mer", shape=shape, num_outputs=4, options={"variant": "official"})
+    """
+    chosen = decoder_class(name)
+    return chosen(shape=shape, num_outputs=num_outputs, options=decoder_options(name, options))
+
+
+def describe_decoders() -> list[DecoderAbout]:
+    """Every decoder of the catalogue with its options."""
+    described = []
+    for name in DECODERS:
+        chosen = decoder_class(name)
+        summary = (chosen.__doc__ or "").partition("\n")[0]
+        about = DecoderAbout(name=name, summary=summary, options=chosen.Options.about())
+        described.append(about)
+    return described

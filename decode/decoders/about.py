@@ -1,0 +1,53 @@
+"""What a person can ask about a decoder: its summary, its options, their types and defaults."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class OptionAbout:
+    """One option; `kind` is its type in words, `default` what it is when nothing is said."""
+
+    name: str
+    kind: str
+    default: str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class DecoderAbout:
+    """A decoder's name in the catalogue, one line about it, and its options."""
+
+    name: str
+    summary: str
+    options: tuple[OptionAbout, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return asdict(self)
+
+
+def options_about(cls: type, *, without: frozenset[str] = frozenset()) -> tuple[OptionAbout, ...]:
+    """The options of an options dataclass, in the order of its fields."""
+    hints = get_type_hints(cls)
+    return tuple(
+        OptionAbout(
+            name=field.name,
+            kind=kind_in_words(hints[field.name]),
+            default=None if field.default is MISSING else field.default,
+        )
+        for field in fields(cls)
+        if field.name not in without
+    )
+
+
+def kind_in_words(hint: Any) -> str:
+    """A type as a person would say it: "whole number", "one of paper, official"."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(kind_in_words(part) for part in get_args(hint))
+    words = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+    return words.get(hint, "none")

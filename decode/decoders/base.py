@@ -1,0 +1,88 @@
+"""What every decoder is: a batch of windows in, one row of outputs a window.
+
+Letters: B windows, T frames.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ...store.errors import UsageError
+from ..batch import TokenBatch, TokenShape
+from ..typed import build
+from .about import OptionAbout, options_about
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderOptions:
+    """The options of a decoder: flat, of plain values, validated when they are built."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, path: str = "decoder") -> Self:
+        """Options from names and values, text included. Raises UsageError, naming the choices."""
+        return build(cls, data, path=path)
+
+    @classmethod
+    def about(cls) -> tuple[OptionAbout, ...]:
+        """Every option with its type and default."""
+        return options_about(cls)
+
+    def to_json(self) -> dict[str, Any]:
+        """Flat names and values; `from_json` gives an equal record back."""
+        return asdict(self)
+
+
+class Decoder(nn.Module, ABC):
+    """Windows of tokens to outputs; built by `build_decoder`.
+
+    name: as in the catalogue, for errors.   shape: the windows it is for.
+    """
+
+    Options: ClassVar[type[DecoderOptions]]
+    name: ClassVar[str]
+
+    def __init__(self, *, shape: TokenShape, num_outputs: int, options: Any) -> None:
+        super().__init__()
+        self.shape = shape
+        self.num_outputs = num_outputs
+        self.options = options
+
+    @abstractmethod
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Outputs (B, num_outputs): class logits, or values on the training scale."""
+
+    @property
+    def streamable(self) -> bool:
+        """Whether `start_stream` and `stream_step` work: only for causal decoders."""
+        return False
+
+    def start_stream(self, batch_size: int, device: torch.device | str) -> Any:  # noqa: ARG002
+        """The state before a window's first frame. Raises UsageError if not streamable."""
+        raise self._not_causal()
+
+    def stream_step(self, frames: TokenBatch, state: Any) -> tuple[Tensor, Any]:  # noqa: ARG002
+        """Outputs of the window so far (B, num_outputs) and the state after these T ≥ 1 frames.
+
+        All frames must be real. Evaluation only: no gradients, no dropout. After a window's last
+        frame the outputs are those of `forward` on that window. Raises UsageError if not
+        streamable.
+        """
+        raise self._not_causal()
+
+    def _not_causal(self) -> UsageError:
+        return UsageError(
+            f"decoder {self.name!r} cannot be streamed: it is not causal, later frames change what "
+            "it makes of earlier ones; decode whole windows instead"
+        )
+
+
+def check_stream_frames(frames: TokenBatch) -> None:
+    """Raise ValueError unless every frame is real."""
+    if not bool(frames.mask.all()):
+        raise ValueError("a stream step takes real frames only, but its mask marks padding")

@@ -1,0 +1,250 @@
+"""ViS4mer: the skeleton's blocks, a mean over what tokens are left, one linear layer.
+
+Islam and Bertasius, arXiv 2204.01692. Letters: B batch, L tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from ...store.errors import UsageError
+from ..batch import TokenBatch, TokenShape
+from ..mixers import MIXERS, CausalMixer, MixerOptions, mixer_class
+from ..mixers.ssm import SsmMixer
+from ..skeleton import (
+    Block,
+    BlockStream,
+    OfficialBlock,
+    PaperBlock,
+    RunningMean,
+    Tokens,
+    build_pool,
+    masked_mean,
+)
+from ..typed import build, refuse, unknown_name
+from .about import OptionAbout, options_about
+from .base import Decoder, DecoderOptions, check_stream_frames
+
+Variant = Literal["paper", "official"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vis4merOptions(DecoderOptions):
+    """Options of the skeleton, and beside them those of its mixer.
+
+    variant: "paper" pools each frame's grid and drops prefix tokens where there are patches;
+        "official" pools pairs of the flattened sequence, prefix tokens included.
+    mixer: the token mixer, by name.   depth: number of blocks.
+    pooling, scaling: whether blocks lower the number and the width of tokens.
+    dropout: of channels, inside the mixer and after it.
+    mixer_options: None stands for the mixer's defaults. In JSON and on the command line its
+        options stand beside the others.
+    """
+
+    variant: Variant = "paper"
+    mixer: str = "s4"
+    depth: int = 3
+    pooling: bool = True
+    scaling: bool = True
+    dropout: float = 0.2
+    mixer_options: MixerOptions | None = None
+
+    def __post_init__(self) -> None:
+        if self.variant not in ("paper", "official"):
+            raise refuse("variant", self.variant, "one of paper, official")
+        if self.depth < 1:
+            raise refuse("depth", self.depth, "at least 1")
+        if not 0 <= self.dropout < 1:
+            raise refuse("dropout", self.dropout, "at least 0 and less than 1")
+        expected = mixer_class(self.mixer).Options
+        if self.mixer_options is None:
+            object.__setattr__(self, "mixer_options", _mixer_options(self.variant, self.mixer, {}))
+        elif type(self.mixer_options) is not expected:
+            raise refuse("mixer_options", self.mixer_options, f"{expected.__name__} or none")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, path: str = "decoder") -> Self:
+        own = {f.name for f in fields(cls)} - {"mixer_options"}
+        skeleton = build(cls, {k: v for k, v in data.items() if k in own}, path=path)
+        rest = {k: v for k, v in data.items() if k not in own}
+        of_mixer = [f.name for f in fields(mixer_class(skeleton.mixer).Options)]
+        for name in rest:
+            if name not in of_mixer:
+                choices = [*(f.name for f in fields(cls) if f.name in own), *of_mixer]
+                raise unknown_name("field", f"{path}.{name}", choices)
+        options = _mixer_options(skeleton.variant, skeleton.mixer, rest, path=path)
+        return cls(**{k: getattr(skeleton, k) for k in own}, mixer_options=options)
+
+    @classmethod
+    def about(cls) -> tuple[OptionAbout, ...]:
+        """The skeleton's options and those of the default mixer."""
+        skeleton = options_about(cls, without=frozenset({"mixer_options"}))
+        mixers = "one of " + ", ".join(MIXERS)
+        skeleton = tuple(replace(o, kind=mixers) if o.name == "mixer" else o for o in skeleton)
+        return skeleton + options_about(mixer_class(cls.mixer).Options)
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        of_mixer = data.pop("mixer_options")
+        return {**data, **of_mixer}
+
+
+def _mixer_options(
+    variant: Variant, mixer: str, given: Mapping[str, Any], *, path: str = "decoder"
+) -> MixerOptions:
+    """The mixer's options. `official` differs in one default: its P and Q are not tied."""
+    options = mixer_class(mixer).Options
+    if variant == "official" and "tied" in {f.name for f in fields(options)}:
+        given = {"tied": False, **given}
+    return build(options, given, path=path)
+
+
+@dataclass(frozen=True)
+class Vis4merStream:
+    """State of a stream: of every block, and the mean over the tokens that left the last one."""
+
+    blocks: tuple[BlockStream, ...]
+    mean: RunningMean
+
+
+class Vis4mer(Decoder):
+    """Blocks of mixing, pooling and scaling; mean; head."""
+
+    Options = Vis4merOptions
+    name = "vis4mer"
+
+    def __init__(self, *, shape: TokenShape, num_outputs: int, options: Vis4merOptions) -> None:
+        super().__init__(shape=shape, num_outputs=num_outputs, options=options)
+        self.uses_grid = options.variant == "paper" and shape.grid is not None
+        self.min_tokens = (
+            2**options.depth if options.pooling and options.variant == "official" else 1
+        )
+        self._check_num_tokens(shape.num_tokens)
+        widths = block_widths(shape.dim, options)
+        self.blocks = nn.ModuleList(
+            self._build_block(width, out_width) for width, out_width in pairwise(widths)
+        )
+        self.head = nn.Linear(widths[-1], num_outputs)
+
+    @property
+    def _blocks(self) -> Sequence[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def _build_block(self, width: int, out_width: int) -> Block:
+        options: Vis4merOptions = self.options
+        official = options.variant == "official"
+        kind = OfficialBlock if official else PaperBlock
+        mixer = mixer_class(options.mixer)(
+            width, dropout=options.dropout, options=options.mixer_options
+        )
+        pool = build_pool(pooling=options.pooling, grid=self.uses_grid, drop_tail=official)
+        return kind(width, out_width, mixer=mixer, pool=pool, dropout=options.dropout)
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        tokens = self._tokens(batch)
+        real = tokens.x.shape[1] if tokens.mask is None else int(tokens.mask.sum(dim=1).min())
+        self._check_num_tokens(real)
+        for block in self._blocks:
+            tokens = block(tokens)
+        return self._outputs(masked_mean(tokens.x, tokens.mask))
+
+    def _outputs(self, mean: Tensor) -> Tensor:
+        outputs: Tensor = self.head(mean.to(self.head.weight.dtype))
+        return outputs
+
+    def _tokens(self, batch: TokenBatch) -> Tokens:
+        """The variant's sequence: the grid's patches, or everything; padding is zero in it."""
+        device = self.head.weight.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else self.head.weight.dtype
+        if self.uses_grid and batch.patch is not None:
+            grid = (batch.patch.shape[2], batch.patch.shape[3])
+            x, per_frame = batch.patch.flatten(1, 3).to(dtype), grid[0] * grid[1]  # B L D
+        else:
+            grid, x, per_frame = None, batch.sequence(dtype), batch.shape.tokens_per_frame  # B L D
+        if bool(batch.mask.all()):
+            return Tokens(x=x, mask=None, grid=grid)
+        mask = batch.mask.repeat_interleave(per_frame, dim=1)  # B L
+        return Tokens(x=torch.where(mask[..., None], x, 0), mask=mask, grid=grid)
+
+    def _check_num_tokens(self, num_tokens: int) -> None:
+        if num_tokens < self.min_tokens:
+            raise UsageError(
+                f"decoder.variant official with depth {self.options.depth} needs at least "
+                f"{self.min_tokens} tokens in a window, got {num_tokens}; use longer windows, more "
+                "tokens a frame, a smaller depth or --set decoder.variant=paper"
+            )
+
+    @torch.no_grad()
+    def horizons(self) -> tuple[float, ...]:
+        """By block: the share of a full window that holds 99 % of a median kernel's energy.
+
+        Empty where the mixer has no kernel.
+        """
+        grid = self.shape.grid if self.uses_grid else None
+        per_frame = grid[0] * grid[1] if grid else self.shape.tokens_per_frame
+        tokens = Tokens(
+            x=torch.zeros(1, self.shape.frames * per_frame, 1), mask=None, grid=grid
+        )  # 1 L 1: only its length matters, which the blocks' pools make shorter
+        shares = []
+        for block in self._blocks:
+            if not isinstance(block.mixer, SsmMixer):
+                return ()
+            length = tokens.x.shape[1]
+            held = block.mixer.ssm.horizon_tokens(length)  # H
+            shares.append(float(held.double().median()) / length)
+            tokens = block.pool(tokens)
+        return tuple(shares)
+
+    @property
+    def streamable(self) -> bool:
+        return issubclass(mixer_class(self.options.mixer), CausalMixer)
+
+    def start_stream(self, batch_size: int, device: torch.device | str) -> Vis4merStream:
+        if not self.streamable:
+            raise self._not_causal()
+        device = torch.device(device)
+        return Vis4merStream(
+            blocks=tuple(block.start_stream(batch_size, device) for block in self._blocks),
+            mean=RunningMean.start(batch_size, self.head.in_features, device),
+        )
+
+    @torch.no_grad()
+    def stream_step(self, frames: TokenBatch, state: Vis4merStream) -> tuple[Tensor, Vis4merStream]:
+        """As in `Decoder`. NaN while `official` has fewer tokens than it needs."""
+        check_stream_frames(frames)
+        tokens = self._tokens(frames)
+        state = self._advance(tokens, state, last=False)
+        mean = state.mean
+        if any(block.x.shape[1] for block in state.blocks):  # as if the window ended here
+            mean = self._advance(tokens.like(tokens.x[:, :0]), state, last=True).mean
+        return self._outputs(mean.mean()), state
+
+    def _advance(self, tokens: Tokens, state: Vis4merStream, *, last: bool) -> Vis4merStream:
+        streams = []
+        for block, stream in zip(self._blocks, state.blocks, strict=True):
+            tokens, stream = block.stream(tokens, stream, last=last)
+            streams.append(stream)
+        return Vis4merStream(blocks=tuple(streams), mean=state.mean.add(tokens.x))
+
+    def _not_causal(self) -> UsageError:
+        return UsageError(
+            f"decoder {self.name!r} with mixer {self.options.mixer!r} cannot be streamed: the "
+            "mixer is not causal; decode whole windows instead"
+        )
+
+
+def block_widths(dim: int, options: Vis4merOptions) -> list[int]:
+    """D, and the width after every block. Raises UsageError if it cannot be halved that often."""
+    if options.scaling and dim % 2**options.depth:
+        raise UsageError(
+            f"tokens are {dim} wide, which cannot be halved {options.depth} times; use a smaller "
+            "decoder.depth or --set decoder.scaling=false"
+        )
+    return [dim // 2**i if options.scaling else dim for i in range(options.depth + 1)]

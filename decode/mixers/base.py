@@ -1,0 +1,77 @@
+"""What every token mixer is: a core that lets tokens meet, then a linear layer on each token.
+
+The two halves are apart because averaging tokens commutes with the second: the skeleton pools
+between them and the largest matrix product runs on half the tokens.
+
+Letters: B batch, L tokens, D width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixerOptions:
+    """The options of a mixer: a frozen dataclass that refuses bad values when it is built."""
+
+
+class Mixer(nn.Module, ABC):
+    """(x (B, L, D), mask (B, L) or None) → (B, L, D).
+
+    A mask is True where a token is real; None means that all are. Values at masked places are
+    finite but mean nothing, and must not reach the real ones.
+    """
+
+    Options: ClassVar[type[MixerOptions]]
+    output: nn.Linear
+
+    @abstractmethod
+    def __init__(self, width: int, *, dropout: float, options: Any) -> None: ...
+
+    @abstractmethod
+    def core(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """All of the mixer but its last linear layer: (B, L, D) → (B, L, D)."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y: Tensor = self.output(self.core(x, mask))
+        return y
+
+    def dynamics(self) -> list[nn.Parameter]:
+        """Parameters that learn slowly (lr ≤ 1e-3) and without weight decay."""
+        return []
+
+
+class CausalMixer(Mixer):
+    """A mixer whose output at a token depends on that token and earlier ones alone."""
+
+    @abstractmethod
+    def start_stream(self, batch_size: int, device: torch.device) -> Any:
+        """The state before the first token."""
+
+    @abstractmethod
+    def stream_core(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """`core` of the next S tokens (B, S, D), S ≥ 1, all real, and the state after them."""
+
+
+class ChannelDropout(nn.Module):
+    """Dropout of whole channels: one draw per sample and channel, the same for all its tokens."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return x
+        keep = 1 - self.probability
+        noise = torch.empty(x.shape[0], 1, x.shape[2], device=x.device).bernoulli_(keep)  # B 1 D
+        return x * (noise / keep).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"probability={self.probability}"

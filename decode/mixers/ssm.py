@@ -1,0 +1,126 @@
+"""State-space mixing: GELU(k * u + D ⊙ u), channel dropout, and a linear layer.
+
+S4(u) = Linear(Dropout(GELU(k * u + D ⊙ u))), as in S4 (arXiv 2111.00396) and ViS4mer
+(arXiv 2204.01692). Shared by every state-space layer; which system makes the kernel is the
+subclass's choice. Padding follows the real tokens and the convolution is causal, so no mask is
+needed.
+
+Letters: B batch, L tokens, S tokens of one stream step, D width = channels H, N state size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from ..ssm.channels import by_channels
+from ..ssm.kernel import (
+    BLOCK,
+    BlockOperators,
+    block_convolution,
+    block_operators,
+    block_step,
+    fft_convolution,
+    kernel,
+)
+from ..ssm.s4 import Ssm
+from ..typed import refuse
+from .base import CausalMixer, ChannelDropout, MixerOptions
+
+Convolution = Literal["blocks", "fft"]
+
+CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+"""How large one float32 copy of the channels in hand may be. On a CPU it should stay in cache."""
+MAX_CHUNK_CHANNELS = {"cpu": 64, "cuda": 1024}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SsmOptions(MixerOptions):
+    """Options that all state-space mixers share.
+
+    state_size: N, real and imaginary parts of N/2 conjugate pairs.
+    dt_min, dt_max: the range of the initial step sizes, in tokens⁻¹; a channel remembers about
+    1/dt tokens.
+    convolution: "blocks" (state passing between blocks) or "fft"; the same numbers.
+    """
+
+    state_size: int = 64
+    dt_min: float = 1e-3
+    dt_max: float = 1e-1
+    convolution: Convolution = "blocks"
+
+    def __post_init__(self) -> None:
+        if self.state_size < 2 or self.state_size % 2:
+            raise refuse("state_size", self.state_size, "an even number, at least 2")
+        if not self.dt_min > 0:
+            raise refuse("dt_min", self.dt_min, "more than 0")
+        if not self.dt_max >= self.dt_min:
+            raise refuse("dt_max", self.dt_max, f"at least dt_min, {self.dt_min}")
+
+
+@dataclass(frozen=True)
+class SsmStreamState:
+    """State after the tokens so far, x (H, N, B), and the operators of each block length used."""
+
+    x: Tensor
+    operators: Mapping[int, BlockOperators]
+
+
+class SsmMixer(CausalMixer):
+    """The layer around any `Ssm`."""
+
+    def __init__(self, ssm: Ssm, *, width: int, dropout: float, convolution: Convolution) -> None:
+        nn.Module.__init__(self)
+        self.ssm = ssm
+        self.dropout = ChannelDropout(dropout)
+        self.output = nn.Linear(width, width)
+        self.convolution: Convolution = convolution
+
+    def core(self, x: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ARG002 - causal: see above
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
+        size = CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * x.shape[0] * x.shape[1])
+        size = max(1, min(size, MAX_CHUNK_CHANNELS.get(device, MAX_CHUNK_CHANNELS["cuda"])))
+        with torch.autocast(device, enabled=False):
+            vectors = self.ssm.vectors()
+        y = by_channels(self._activated, x, *vectors, size=size)  # B L D
+        dropped: Tensor = self.dropout(y)
+        return dropped
+
+    def _activated(self, u: Tensor, *vectors: Tensor) -> Tensor:
+        """GELU(k * u + D u) for a slice of h channels: (h, B, L) → (h, B, L)."""
+        system = self.ssm.system(*vectors)
+        if self.convolution == "fft":
+            return gelu(fft_convolution(kernel(system, u.shape[2]), u))
+        return gelu(block_convolution(system, u))
+
+    def dynamics(self) -> list[nn.Parameter]:
+        return self.ssm.dynamics()
+
+    def start_stream(self, batch_size: int, device: torch.device) -> SsmStreamState:
+        B = self.ssm.vectors()[-3]  # H N
+        x = torch.zeros(*B.shape, batch_size, device=device, dtype=B.dtype)  # H N B
+        return SsmStreamState(x=x, operators={})
+
+    @torch.no_grad()
+    def stream_core(self, x: Tensor, state: SsmStreamState) -> tuple[Tensor, SsmStreamState]:
+        """GELU(k * u + D u) of the next S tokens, whole blocks at a time. Evaluation only."""
+        operators = dict(state.operators)
+        now = state.x  # H N B
+        with torch.autocast(x.device.type, enabled=False):
+            outputs = []
+            for u in torch.split(x.permute(2, 0, 1).to(now.dtype), BLOCK, dim=2):  # H B m
+                m = u.shape[2]
+                if m not in operators:
+                    system = self.ssm.system(*self.ssm.vectors())
+                    operators[m] = block_operators(system, m)
+                y, now = block_step(operators[m], u, now)  # H B m, H N B
+                outputs.append(y)
+            y = gelu(torch.cat(outputs, dim=2)).permute(1, 2, 0)  # B S D
+        return y.to(x.dtype), SsmStreamState(x=now, operators=operators)
