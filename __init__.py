@@ -2,9 +2,55 @@
 
 Stage 1 (`vis4mer.extract`) runs a frozen backbone over every video once and commits its tokens to
 a feature cache (`vis4mer.store`). Stage 2 (`vis4mer.decode`) trains temporal decoders from that
-cache and never sees a pixel. Importing this package imports neither torch nor a sibling.
+cache and never sees a pixel. The command line is a thin face of these functions:
+
+    vis4mer.extract_videos(["videos/"], cache="my.zarr", backbone="vit_small_patch16_224")
+    cache = vis4mer.open_cache("my.zarr")
+    vis4mer.train_decoder(cache, vis4mer.TrainConfig(task="videos/label"), Path("runs/s4"))
+    decoder = vis4mer.load_decoder("runs/s4")
+
+They are imported when they are first used: importing this package imports no torch.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .decode.config import TrainConfig
+    from .decode.runs import load_decoder
+    from .decode.train import train_decoder
+    from .extract.job import extract_videos
+    from .predict import predict_videos
+    from .store.cache import open_cache
+
+__all__ = [
+    "TrainConfig",
+    "extract_videos",
+    "load_decoder",
+    "open_cache",
+    "predict_videos",
+    "train_decoder",
+]
+
+_HOMES = {
+    "TrainConfig": ".decode.config",
+    "extract_videos": ".extract.job",
+    "load_decoder": ".decode.runs",
+    "open_cache": ".store.cache",
+    "predict_videos": ".predict",
+    "train_decoder": ".decode.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

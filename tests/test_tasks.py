@@ -1,0 +1,135 @@
+"""Task tables: what goes in comes out, and what cannot be is refused with its row."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+from entries import one_entry
+from vis4mer.store.cache import open_cache
+from vis4mer.store.errors import CacheFormatError, UsageError
+from vis4mer.store.files import seal
+from vis4mer.store.tasks import TaskRow, TaskTable
+from vis4mer.store.verify import verify_cache
+
+ROWS = (
+    TaskRow(id="__x", split="train", label=0, group="tt01"),
+    TaskRow(id="-y", split="val", label=1, start_seconds=0, end_seconds=1.5),
+    TaskRow(id="映画", split="test", label=1, start_seconds=10.25),
+    TaskRow(id="映画", split="test", label=0, end_seconds=10.25),
+)
+TABLE = TaskTable(
+    dataset="lvu", task="relationship", kind="classification", classes=("a", "b"), rows=ROWS
+)
+SCORES = TaskTable(
+    dataset="lvu", task="like_ratio", kind="regression",
+    rows=(TaskRow(id="a", split="train", label=-3.25),),
+)  # fmt: skip
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return one_entry(tmp_path)
+
+
+def test_tables_travel_in_the_cache(cache):
+    assert cache.tasks() == []
+    for table in (TABLE, SCORES):
+        cache.save_task(table)
+    fresh = open_cache(cache.path)
+    assert fresh.tasks() == ["lvu/like_ratio", "lvu/relationship"]
+    assert fresh.task("lvu/relationship") == TABLE
+    assert fresh.task("lvu/like_ratio") == SCORES
+    assert [row.id for row in TABLE.split("test")] == ["映画", "映画"]
+    assert (TABLE.num_outputs, SCORES.num_outputs) == (2, 1)
+    cache.save_task(TaskTable(dataset="lvu", task="relationship", kind="regression", rows=()))
+    assert fresh.task("lvu/relationship").rows == ()
+
+
+def test_the_error_lists_the_tasks_there_are(cache):
+    with pytest.raises(UsageError, match="none; add labels with `vis4mer label`"):
+        cache.task("lvu/scene")
+    cache.save_task(TABLE)
+    with pytest.raises(UsageError, match="no task 'lvu/scene'; it has lvu/relationship"):
+        cache.task("lvu/scene")
+    with pytest.raises(UsageError, match="DATASET/TASK"):
+        cache.task("../../etc")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"label": 2},
+        {"label": -1},
+        {"label": 0.5},
+        {"label": math.nan},
+        {"label": math.inf},
+        {"start_seconds": -1},
+        {"start_seconds": 5, "end_seconds": 5},
+        {"end_seconds": 0},
+        {"start_seconds": math.nan},
+        {"end_seconds": math.inf},
+        {"start_seconds": 1e300},
+    ],
+)
+def test_rows_that_cannot_be_are_refused_by_their_id(fields):
+    with pytest.raises(UsageError, match=r"video 'v\.mp4'"):
+        TaskTable(
+            dataset="d", task="t", kind="classification", classes=("a", "b"),
+            rows=(TaskRow(**({"id": "v.mp4", "split": "train", "label": 0} | fields)),),
+        )  # fmt: skip
+
+
+def test_tables_that_cannot_be_are_refused():
+    for fields in ({"classes": ()}, {"kind": "regression"}):
+        with pytest.raises(UsageError, match="has classes"):
+            TaskTable(**({"dataset": "d", "task": "t", "kind": "classification",
+                          "classes": ("a",), "rows": ()} | fields))  # fmt: skip
+    for fields in ({"dataset": "../x"}, {"task": "A b"}, {"task": ""}):
+        with pytest.raises(UsageError, match="DATASET/TASK"):
+            TaskTable(**({"dataset": "d", "task": "t", "kind": "regression", "rows": ()} | fields))
+    with pytest.raises(UsageError, match="video id"):
+        TaskTable(dataset="d", task="t", kind="regression",
+                  rows=(TaskRow(id="", split="train", label=0),))  # fmt: skip
+
+
+TAMPERED = {
+    "unknown kind": lambda t: t.update(kind="ranking"),
+    "unknown split": lambda t: t["rows"][0].__setitem__(1, "dev"),
+    "short row": lambda t: t["rows"][0].pop() or None,
+    "row of no list": lambda t: t["rows"].append("x"),
+    "label in words": lambda t: t["rows"][0].__setitem__(2, "0"),
+    "label of many digits": lambda t: t["rows"][0].__setitem__(2, 10**400),
+    "label beyond the classes": lambda t: t["rows"][0].__setitem__(2, 7),
+    "id of a number": lambda t: t["rows"][0].__setitem__(0, 7),
+    "huge id": lambda t: t["rows"][0].__setitem__(0, "x" * 5000),
+    "far extent": lambda t: t["rows"][0].__setitem__(3, 1e308),
+    "no rows": lambda t: t.pop("rows") and None,
+    "another's name": lambda t: t.update(task="scene"),
+    "climbing name": lambda t: t.update(dataset="../.."),
+}
+
+
+@pytest.mark.parametrize("change", TAMPERED.values(), ids=list(TAMPERED))
+def test_tampered_tables_are_refused_and_found(cache, change):
+    cache.save_task(TABLE)
+    path = cache.path / "tasks" / "lvu" / "relationship.json"
+    content = json.loads(path.read_bytes())
+    del content["checksum"]
+    change(content)
+    path.write_bytes(seal(content))
+    with pytest.raises(CacheFormatError, match=re.escape(str(path))):
+        cache.task("lvu/relationship")
+    (problem,) = verify_cache(cache).problems
+    assert str(path) in problem.reason
+
+
+def test_a_torn_table_is_refused_and_found(cache):
+    cache.save_task(TABLE)
+    path = cache.path / "tasks" / "lvu" / "relationship.json"
+    path.write_bytes(path.read_bytes().replace(b"train", b"testx"))
+    with pytest.raises(CacheFormatError, match="checksum does not match"):
+        cache.task("lvu/relationship")
+    assert not verify_cache(cache).ok

@@ -1,0 +1,284 @@
+"""Training: it learns, it repeats itself, and an interrupted run ends where a whole one does."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from caches import make_cache
+from vis4mer.decode.checkpoints import read_checkpoint
+from vis4mer.decode.config import load_config
+from vis4mer.decode.learner import DivergedError, step_seed
+from vis4mer.decode.runs import open_run
+from vis4mer.decode.train import train_decoder
+from vis4mer.store.errors import FingerprintError, UsageError, Vis4merError
+from vis4mer.store.tasks import TaskRow, TaskTable
+
+SMALL_S4 = {"decoder.name": "vis4mer", "decoder.depth": 1, "decoder.state_size": 4}
+
+
+def config(**flags):
+    """A tiny run; dotted names with two underscores for the dot."""
+    defaults = {
+        "task": "toy/label",
+        "epochs": 3,
+        "window_seconds": 4,
+        "batch_size": 4,
+        "decoder.name": "mean",
+        "device": "cpu",
+        "optimizer.lr": 0.01,
+    }
+    return load_config(flags=defaults | {k.replace("__", "."): v for k, v in flags.items()})
+
+
+def tensors(run):
+    return read_checkpoint(run / "last.safetensors").tensors
+
+
+def log(run):
+    """metrics.jsonl without what the clock says."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def assert_same_run(one, other):
+    first, second = tensors(one), tensors(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    assert log(one) == log(other)
+    results = [json.loads((run / "results.json").read_text()) for run in (one, other)]
+    for result in results:
+        for timed in ("seconds", "checksum"):
+            result.pop(timed)
+        for split in ("val", "test"):
+            result[split].pop("seconds")
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_it_learns_what_is_there_to_learn(tmp_path, kind):
+    cache = make_cache(tmp_path, num_videos=32, frames=6, signal=1.0)
+    if kind == "regression":  # the same signal, labels -1 and 1
+        rows = [
+            TaskRow(id=row.id, split=row.split, label=2 * row.label - 1)
+            for row in cache.task("toy/label").rows
+        ]
+        cache.save_task(TaskTable(dataset="toy", task="label", kind=kind, rows=tuple(rows)))
+    result = train_decoder(cache, config(epochs=40, optimizer__lr=0.05), tmp_path / "run")
+    assert result.test.total == 8
+    if kind == "classification":
+        assert result.test.accuracy == 1.0
+        assert result.test.floor == 0.5
+    else:
+        assert result.test.mse < 0.3
+        assert result.test.floor == 1.0
+
+
+def test_the_same_seed_learns_the_same_and_threads_do_not_matter(tmp_path):
+    cache = make_cache(tmp_path, num_videos=16, frames=9)
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+    train_decoder(cache, config(**SMALL_S4, workers=1), tmp_path / "a")
+    assert torch.equal(torch.rand(2), expected)  # the caller's generator is left alone
+    train_decoder(cache, config(**SMALL_S4, workers=4), tmp_path / "b")
+    train_decoder(cache, config(**SMALL_S4, seed=1), tmp_path / "c")
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert any(
+        not torch.equal(value, tensors(tmp_path / "c")[name])
+        for name, value in tensors(tmp_path / "a").items()
+        if name.startswith("model.")
+    )
+
+
+def test_each_step_and_seed_has_its_own_randomness():
+    seeds = {step_seed(seed, step) for seed in range(20) for step in range(-1, 50)}
+    assert len(seeds) == 20 * 51
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+class Interruption(BaseException):
+    """As from a keyboard."""
+
+
+def stopper(should_stop):
+    def progress(report):
+        if should_stop(report):
+            raise Interruption
+
+    return progress
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_a_run_interrupted_after_every_epoch_ends_as_the_whole_one(tmp_path, schedule):
+    cache = make_cache(tmp_path, num_videos=16, frames=9)
+    settings = {**SMALL_S4, "optimizer.schedule": schedule, "optimizer.plateau_patience": 0}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_decoder(cache, config(**settings), whole)
+    for epoch in (1, 2, 3):
+        stop = stopper(lambda r, epoch=epoch: r.finished and r.finished.epoch == epoch)
+        with pytest.raises(Interruption):
+            train_decoder(cache, config(**settings), parts, resume=True, progress=stop)
+    train_decoder(cache, config(**settings), parts, resume=True)
+    assert_same_run(whole, parts)
+
+
+def test_an_interruption_amid_an_epoch_loses_only_that_epoch(tmp_path):
+    cache = make_cache(tmp_path, num_videos=16, frames=9)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_decoder(cache, config(**SMALL_S4), whole)
+    for epoch, phase in ((1, "train"), (2, "train"), (2, "validate"), (1, "evaluate")):
+        stop = stopper(lambda r, e=epoch, p=phase: r.phase == p and r.epoch >= e and r.done >= 1)
+        with pytest.raises(Interruption):
+            train_decoder(cache, config(**SMALL_S4), parts, resume=True, progress=stop)
+    (parts / "best.safetensors").unlink()  # follows from the checkpoint, and comes back
+    train_decoder(cache, config(**SMALL_S4), parts, resume=True)
+    assert_same_run(whole, parts)
+    assert (parts / "best.safetensors").read_bytes() == (whole / "best.safetensors").read_bytes()
+
+
+def test_a_directory_in_use_is_refused_with_what_to_do(tmp_path):
+    cache = make_cache(tmp_path, num_videos=8, frames=4)
+    run = tmp_path / "run"
+    result = train_decoder(cache, config(), run)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(UsageError, match=r"already holds a run \(finished\); add --resume"):
+        train_decoder(cache, config(), run)
+    with pytest.raises(UsageError, match=r"optimizer.lr: run 0.01, asked 0.5"):
+        train_decoder(cache, config(optimizer__lr=0.5), run, resume=True)
+    notes = []
+    again = train_decoder(
+        cache, config(workers=1), run, resume=True, progress=lambda r: notes.append(r.note)
+    )
+    assert again == result
+    assert notes == [f"{run} is finished; nothing was done"]
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("")
+    with pytest.raises(UsageError, match=r"no run directory .it holds chapter1.tex"):
+        train_decoder(cache, config(), tmp_path / "thesis", resume=True)
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
+
+
+def test_a_run_goes_on_only_with_its_own_data(tmp_path):
+    cache = make_cache(tmp_path, num_videos=8, frames=4)
+    run = tmp_path / "run"
+    with pytest.raises(Interruption):
+        train_decoder(cache, config(), run, progress=stopper(lambda r: r.finished))
+    with pytest.raises(FingerprintError, match="dim"):
+        train_decoder(make_cache(tmp_path / "wide", dim=8), config(), run, resume=True)
+    table = cache.task("toy/label")
+    swapped = [
+        TaskRow(id=row.id, split=row.split, label=1 - row.label) if i == 0 else row
+        for i, row in enumerate(table.rows)
+    ]
+    cache.save_task(
+        TaskTable(
+            dataset="toy",
+            task="label",
+            kind=table.kind,
+            classes=table.classes,
+            rows=tuple(swapped),
+        )
+    )
+    with pytest.raises(UsageError, match="videos or labels of toy/label changed"):
+        train_decoder(cache, config(), run, resume=True)
+
+
+def test_without_validation_the_last_epoch_is_selected_and_said(tmp_path):
+    cache = make_cache(tmp_path, num_videos=8, frames=4, splits=["train", "test"] * 4)
+    notes = []
+    result = train_decoder(
+        cache, config(), tmp_path / "run", progress=lambda r: r.note and notes.append(r.note)
+    )
+    assert (result.selected, result.epoch, result.val) == ("last", 3, None)
+    assert "there is no validation split, so the last epoch is selected" in result.notes
+    assert tuple(notes) == result.notes
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    run = open_run(tmp_path / "run")
+    for name, value in run.load_decoder().state_dict().items():
+        assert torch.equal(value, tensors(tmp_path / "run")[f"model.{name}"])
+
+
+def test_the_best_epoch_by_score_then_loss_is_kept(tmp_path):
+    cache = make_cache(tmp_path, num_videos=32, frames=6, signal=0.1)
+    run = tmp_path / "run"
+    result = train_decoder(cache, config(epochs=8, optimizer__lr=0.2), run)
+    epochs = log(run)
+    expected = max(epochs, key=lambda e: (e["val_score"], -e["val_loss"], -e["epoch"]))
+    assert (result.selected, result.epoch) == ("best", expected["epoch"])
+    assert result.epoch < 8  # or the test would not tell best from last
+    last = train_decoder(cache, config(epochs=8, optimizer__lr=0.2, select="last"), tmp_path / "l")
+    assert (last.selected, last.epoch) == ("last", 8)
+
+
+def test_missing_videos_and_unseen_classes_are_notes(tmp_path):
+    cache = make_cache(tmp_path, num_videos=9, num_classes=3, frames=4, splits=["train"] * 9)
+    rows = [row for row in cache.task("toy/label").rows if row.label != 2]
+    rows += [TaskRow(id="gone", split="train", label=2), TaskRow(id="v2", split="val", label=2)]
+    names = ("class0", "class1", "class2")
+    cache.save_task(
+        TaskTable(
+            dataset="toy", task="label", kind="classification", classes=names, rows=tuple(rows)
+        )
+    )
+    result = train_decoder(cache, config(epochs=1), tmp_path / "run")
+    assert result.notes == (
+        "the cache covers 6/7 train videos, missing: gone",
+        "never seen in training: class class2",
+        "there is no test split to judge",
+    )
+    assert result.test is None
+    assert result.val.coverage.complete
+
+
+def test_nothing_to_train_on_is_one_line(tmp_path):
+    cache = make_cache(tmp_path, num_videos=2, frames=4, splits=["test", "val"])
+    with pytest.raises(Vis4merError, match=r"toy/label: no video to train on.*0/0 train videos"):
+        train_decoder(cache, config(), tmp_path / "run")
+    with pytest.raises(UsageError, match="no task 'toy/other'; it has toy/label"):
+        train_decoder(cache, config(task="toy/other"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    cache = make_cache(tmp_path, num_videos=16, frames=4)
+    settings = {"optimizer.lr": 1e30, "optimizer.schedule": "constant", "epochs": 50}
+    run = tmp_path / "run"
+    with pytest.raises(
+        DivergedError,
+        match=r"diverged at step \d+ \(epoch \d+\), learning rate 1e\+30.*optimizer.lr",
+    ):
+        train_decoder(cache, config(**settings), run)
+    if (run / "last.safetensors").exists():
+        assert all(bool(torch.isfinite(value).all()) for value in tensors(run).values())
+    assert not (run / "results.json").exists()
+
+
+def test_bfloat16_learns_too(tmp_path):
+    cache = make_cache(tmp_path, num_videos=16, frames=6, signal=1.0)
+    result = train_decoder(
+        cache,
+        config(**SMALL_S4, precision="bfloat16", epochs=2),
+        tmp_path / "run",
+    )
+    assert np.isfinite(result.test.loss)
+    saved = tensors(tmp_path / "run")
+    assert all(saved[name].dtype == torch.float32 for name in saved if name.startswith("model."))
+
+
+def test_clipping_bounds_the_step(tmp_path):
+    cache = make_cache(tmp_path, num_videos=8, frames=4)
+    free = train_decoder(cache, config(epochs=1), tmp_path / "free")
+    tight = train_decoder(cache, config(epochs=1, optimizer__grad_clip=1e-12), tmp_path / "tight")
+    assert free.num_parameters == tight.num_parameters
+    moments = [tensors(tmp_path / n)["optimizer.head.weight/exp_avg"] for n in ("free", "tight")]
+    assert moments[1].norm() < 1e-11 < moments[0].norm()
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "mps"])
+def test_an_unknown_device_is_refused(tmp_path, name):
+    cache = make_cache(tmp_path, num_videos=4, frames=4)
+    with pytest.raises(UsageError, match="expected auto, cpu, cuda or cuda:N"):
+        train_decoder(cache, config(device=name), tmp_path / "run")
