@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -24,18 +25,31 @@ def describe_machine(packages: Sequence[str]) -> dict[str, object]:
     }
 
 
-def median_seconds(
+@dataclass(frozen=True)
+class Timing:
+    """Median times of one run: on the clock, and of all cores together."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def median_times(
     works: Mapping[str, Callable[[], object]], *, repeats: int, warm_up: int = 1
-) -> dict[str, float]:
-    """Median wall time of each work. They alternate, so that a busy moment slows all of them."""
-    times: dict[str, list[float]] = {name: [] for name in works}
+) -> dict[str, Timing]:
+    """Time each work. They alternate, so that a busy moment slows all of them; the CPU time tells
+    what remains of a difference when the machine has other things to do."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for round_number in range(warm_up + repeats):
         for name, work in works.items():
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             work()
+            taken = time.perf_counter() - start, time.process_time() - cpu_start
             if round_number >= warm_up:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+                times[name].append(taken)
+    return {
+        name: Timing(*(statistics.median(column) for column in zip(*values, strict=True)))
+        for name, values in times.items()
+    }
 
 
 def _version(package: str) -> str | None:

@@ -4,8 +4,7 @@
 
 Each video is extracted by itself in a fresh process, in turns, and the peaks of resident memory are
 compared. The long one may need more by its sampled frames of one batch: those frames as they are
-decoded, since that is what differs between videos. The share of the decoder itself (its reference
-frames grow with the picture, not with the length) is shown by reading without a backbone.
+decoded, since that is what differs between videos.
 """
 
 from __future__ import annotations
@@ -19,9 +18,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import machine
+from common import describe_machine
 
 BATCH_SIZE = 8
+PACKAGES = ("av", "torch", "timm", "numpy", "zarr")
 
 
 def peak_megabytes() -> float:
@@ -83,7 +83,9 @@ def main() -> None:
     rise = medians[0]["peak_mb"] - medians[1]["peak_mb"]
     if options.json:
         named = dict(zip(("long", "short"), medians, strict=True))
-        print(json.dumps({"machine": machine(), **named, "rise_mb": rise}, indent=2))
+        print(
+            json.dumps({"machine": describe_machine(PACKAGES), **named, "rise_mb": rise}, indent=2)
+        )
         return
     print(f"{options.backbone}, batches of {BATCH_SIZE}, median of {options.repeats}")
     for name, found in zip((long, short), medians, strict=True):
@@ -91,9 +93,7 @@ def main() -> None:
             f"{Path(name).name}: {found['frames']:.0f} frames, peak {found['peak_mb']:.0f} MB "
             f"({found['loaded_mb']:.0f} MB with the backbone loaded)"
         )
-    print(
-        f"rise {rise:.0f} MB; one batch of the long one's frames: {medians[0]['batch_mb']:.0f} MB"
-    )
+    print(f"rise {rise:.0f} MB, goal ≤ {medians[0]['batch_mb']:.0f} MB, its frames of one batch")
 
 
 if __name__ == "__main__":

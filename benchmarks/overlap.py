@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import machine
+from common import describe_machine
 from torch import Tensor, nn
 from vis4mer.extract.backbones import Backbone, cache_spec, load_backbone
 from vis4mer.extract.pipeline import extract_videos
@@ -36,6 +36,7 @@ from vis4mer.store.cache import create_cache
 from vis4mer.store.records import SourceRecord
 
 BATCH_SIZE = 8
+PACKAGES = ("av", "torch", "timm", "numpy", "zarr")
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,13 @@ def encode_alone(frames: int, backbone: Backbone) -> None:
         tokens.prefix.half().numpy()
 
 
-def write_alone(counts: Sequence[int], backbone: Backbone, folder: Path) -> None:
-    cache = create_cache(folder / "written.zarr", cache_spec(backbone))
+def write_alone(counts: Sequence[int], backbone: Backbone) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_entries(counts, backbone, Path(folder) / "c.zarr")
+
+
+def write_entries(counts: Sequence[int], backbone: Backbone, path: Path) -> None:
+    cache = create_cache(path, cache_spec(backbone))
     source = SourceRecord(name="x", size=1, mtime_ns=1, sha256="0" * 64)
     patches = backbone.grid[0] * backbone.grid[1]
     patch = np.ones((BATCH_SIZE, patches, backbone.dim), np.float16)
@@ -174,11 +180,8 @@ def main() -> None:
 
     for _ in range(options.repeats):
         costs["reading"].append(measured(read))
-        frames = sum(counts)
-        costs["backbone"].append(measured(lambda: encode_alone(frames, backbone)))
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder)
-            costs["writing"].append(measured(lambda: write_alone(counts, backbone, path)))
+        costs["backbone"].append(measured(lambda: encode_alone(sum(counts), backbone)))
+        costs["writing"].append(measured(lambda: write_alone(counts, backbone)))
         costs["all cores"].append(measured(lambda: run_all(videos, backbone, reader)))
         costs["one core each"].append(
             measured(lambda: run_all(videos, pinned, pinned_reader, workers=1, encoders=1))
@@ -197,7 +200,7 @@ def report(
     apart = wall["one core each"] / max(wall["reading"], wall["backbone"])
     if options.json:
         result = {
-            "machine": machine(),
+            "machine": describe_machine(PACKAGES),
             "backbone": options.backbone,
             "frames": frames,
             "wall_seconds": wall,

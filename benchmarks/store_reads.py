@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,9 +23,8 @@ from unittest import mock
 
 import numpy as np
 import zarr
-from common import describe_machine, median_seconds
+from common import describe_machine, median_times
 from numpy.typing import NDArray
-
 from vis4mer.store.cache import Cache, create_cache, open_cache
 from vis4mer.store.records import SourceRecord
 from vis4mer.store.spec import CacheSpec, Preprocess, Sampling
@@ -43,6 +42,7 @@ class Read:
     way: str
     milliseconds: float
     ratio: float
+    cpu_ratio: float
     goal: float | None
 
 
@@ -100,11 +100,19 @@ def measure_reads(folder: Path, *, repeats: int) -> list[Read]:
             work()
             if not np.array_equal(out, tokens[frames]):
                 raise SystemExit(f"{selection}: a way of reading gives other values")
-        seconds = median_seconds(works, repeats=repeats)
-        for way, value in seconds.items():
-            ratio = value / seconds["memmap"]
-            goal = GOALS.get((selection, way))
-            reads.append(Read(selection, way, value * 1e3, ratio, goal))
+        times = median_times(works, repeats=repeats)
+        memmap = times["memmap"]
+        for way, timing in times.items():
+            reads.append(
+                Read(
+                    selection=selection,
+                    way=way,
+                    milliseconds=timing.seconds * 1e3,
+                    ratio=timing.seconds / memmap.seconds,
+                    cpu_ratio=timing.cpu_seconds / memmap.cpu_seconds,
+                    goal=GOALS.get((selection, way)),
+                )
+            )
     return reads
 
 
@@ -121,9 +129,9 @@ def reading_works(
 
 
 @contextmanager
-def unflushed():
+def unflushed() -> Iterator[None]:
     """Writing 10,000 entries in seconds: they need not survive a power failure."""
-    with mock.patch.object(os, "fsync", lambda _: None):
+    with mock.patch.object(os, "fsync", return_value=None):
         yield
 
 
@@ -165,10 +173,12 @@ def time_opening(path: Path, *, catalog_mb: float) -> Opening:
 
 def print_tables(machine: dict[str, object], reads: list[Read], openings: list[Opening]) -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"\n{'frames':<13} {'way':<12} {'ms':>8} {'/ memmap':>9} {'goal':>6}")
+    print(f"\n{'frames':<13} {'way':<12} {'ms':>8} {'/ memmap':>9} {'CPU':>6}  goal")
     for r in reads:
         goal = f"{r.goal:.1f} {'ok' if r.ratio <= r.goal else 'MISSED'}" if r.goal else ""
-        print(f"{r.selection:<13} {r.way:<12} {r.milliseconds:>8.2f} {r.ratio:>9.2f} {goal:>6}")
+        print(
+            f"{r.selection:<13} {r.way:<12} {r.milliseconds:>8.2f} {r.ratio:>9.2f} {r.cpu_ratio:>6.2f}  {goal}"
+        )
     print(f"\n{'entries':>8} {'catalog':>10} {'open':>8} {'ids':>8} {'first read':>11} {'sum':>9}")
     for o in openings:
         catalog = f"{o.catalog_mb:.1f} MB" if o.catalog else "none"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,11 @@ class EntryRecord:
     damaged_frames: int
     provenance: Mapping[str, str]
 
-    @property
+    @cached_property
     def key(self) -> str:
         return entry_key(self.id)
 
-    @property
+    @cached_property
     def folder(self) -> str:
         """Directory of the committed attempt, relative to the cache."""
         return f"videos/{fan(self.key)}/{self.key}.{self.attempt}"

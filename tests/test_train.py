@@ -1,6 +1,8 @@
 """Training: it learns, it repeats itself, and an interrupted run ends where a whole one does."""
 
+import errno
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from vis4mer.decode.learner import DivergedError, step_seed
 from vis4mer.decode.runs import open_run
 from vis4mer.decode.train import train_decoder
 from vis4mer.store.errors import FingerprintError, UsageError, Vis4merError
+from vis4mer.store.files import StorageError
 from vis4mer.store.tasks import TaskRow, TaskTable
 
 SMALL_S4 = {"decoder.name": "vis4mer", "decoder.depth": 1, "decoder.state_size": 4}
@@ -136,6 +139,31 @@ def test_an_interruption_amid_an_epoch_loses_only_that_epoch(tmp_path):
     train_decoder(cache, config(**SMALL_S4), parts, resume=True)
     assert_same_run(whole, parts)
     assert (parts / "best.safetensors").read_bytes() == (whole / "best.safetensors").read_bytes()
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path, monkeypatch):
+    cache = make_cache(tmp_path, num_videos=16, frames=9)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_decoder(cache, config(), whole)
+    replace, written = Path.replace, []
+
+    def full(path, target):
+        if Path(target).name == "last.safetensors":
+            written.append(path)
+            if len(written) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(
+            StorageError, match=r"cannot write .*last.safetensors: the disk is full"
+        ):
+            train_decoder(cache, config(), parts)
+    assert not list(parts.glob(".*.tmp"))
+    assert [line["epoch"] for line in log(parts)] == [1, 2]  # one more than the checkpoint
+    train_decoder(cache, config(), parts, resume=True)
+    assert_same_run(whole, parts)
 
 
 def test_a_directory_in_use_is_refused_with_what_to_do(tmp_path):
