@@ -324,6 +324,7 @@ def extract(
         console.print_plan(plan, as_json=as_json)
         return
     with console.Progress() as show, console.stop_on_sigterm() as stop:
+        show(f"loading {backbone} (weights: {weights})")
         summary = extract_videos(
             inputs or [],
             cache=cache,

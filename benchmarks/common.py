@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,13 +37,14 @@ class Timing:
 def median_times(
     works: Mapping[str, Callable[[], object]], *, repeats: int, warm_up: int = 1
 ) -> dict[str, Timing]:
-    """Time each work. They alternate, so that a busy moment slows all of them; the CPU time tells
-    what remains of a difference when the machine has other things to do."""
+    """Time each work. They alternate in an order that changes every round, so that a busy moment
+    slows all of them and none always finds what another has just warmed; the CPU time tells what
+    remains of a difference when the machine has other things to do."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for round_number in range(warm_up + repeats):
-        for name, work in works.items():
+        for name in random.Random(round_number).sample(list(works), len(works)):
             start, cpu_start = time.perf_counter(), time.process_time()
-            work()
+            works[name]()
             taken = time.perf_counter() - start, time.process_time() - cpu_start
             if round_number >= warm_up:
                 times[name].append(taken)

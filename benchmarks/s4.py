@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-
 from vis4mer.decode.batch import TokenBatch
 from vis4mer.decode.decoders import build_decoder
 from vis4mer.decode.mixers.s4 import S4Mixer, S4Options
@@ -37,7 +36,7 @@ from vis4mer.decode.ssm.cauchy import (
 )
 from vis4mer.decode.ssm.hippo import legs, legs_nplr
 from vis4mer.decode.ssm.kernel import block_convolution, block_operators, block_step, kernel
-from vis4mer.decode.ssm.s4 import Dplr, as_complex, as_pairs
+from vis4mer.decode.ssm.s4 import Dplr, as_complex
 
 
 @dataclass(frozen=True)

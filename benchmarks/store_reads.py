@@ -176,9 +176,8 @@ def print_tables(machine: dict[str, object], reads: list[Read], openings: list[O
     print(f"\n{'frames':<13} {'way':<12} {'ms':>8} {'/ memmap':>9} {'CPU':>6}  goal")
     for r in reads:
         goal = f"{r.goal:.1f} {'ok' if r.ratio <= r.goal else 'MISSED'}" if r.goal else ""
-        print(
-            f"{r.selection:<13} {r.way:<12} {r.milliseconds:>8.2f} {r.ratio:>9.2f} {r.cpu_ratio:>6.2f}  {goal}"
-        )
+        figures = f"{r.milliseconds:>8.2f} {r.ratio:>9.2f} {r.cpu_ratio:>6.2f}"
+        print(f"{r.selection:<13} {r.way:<12} {figures}  {goal}")
     print(f"\n{'entries':>8} {'catalog':>10} {'open':>8} {'ids':>8} {'first read':>11} {'sum':>9}")
     for o in openings:
         catalog = f"{o.catalog_mb:.1f} MB" if o.catalog else "none"

@@ -251,10 +251,11 @@ class PaperBlock(Block):
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean over real tokens, float32: x (B, L, D), mask (B, L) → (B, D)."""
+    """The mean over real tokens, in float32 at least: x (B, L, D), mask (B, L) → (B, D)."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
     if mask is None:
-        return x.mean(dim=1, dtype=torch.float32)
-    total = (x * mask[..., None]).sum(dim=1, dtype=torch.float32)  # B D
+        return x.mean(dim=1, dtype=dtype)
+    total = (x * mask[..., None]).sum(dim=1, dtype=dtype)  # B D
     return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 

@@ -15,6 +15,7 @@ import contextlib
 import difflib
 import hashlib
 import importlib
+import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -261,6 +262,10 @@ def _download(full_name: str, options: Mapping[str, Any]) -> nn.Module:
     config = timm.models.get_pretrained_cfg(full_name)
     if config is None or not config.has_weights:
         raise UsageError(f"backbone {full_name} has no weights on the hub; {_WEIGHTS_HELP}")
+    # Its client warns of every retry; the error below says it once, when they all failed.
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         model: nn.Module = timm.create_model(full_name, pretrained=True, num_classes=0, **options)
     # The hub's client raises its own, its HTTP library's and the system's errors for one cause.
@@ -269,6 +274,8 @@ def _download(full_name: str, options: Mapping[str, Any]) -> nn.Module:
             f"cannot get the weights of {full_name} from the hub "
             f"({type(error).__name__}: {_first_line(error)}); {_WEIGHTS_HELP}"
         ) from error
+    finally:
+        logger.setLevel(level)
     return model
 
 

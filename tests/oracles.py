@@ -22,7 +22,7 @@ def dense_legs(state_size):
 
 
 def full_system(ssm):
-    """Continuous A (N, N) complex, B, C (H, N) complex, of a `Dplr` layer, both halves of the pairs.
+    """Continuous A (H, N, N), B, C (H, N) of a `Dplr` layer, complex, both halves of the pairs.
 
     Differentiable in the layer's parameters.
     """

@@ -14,24 +14,10 @@ import torch
 from vis4mer import doctor
 from vis4mer.doctor import Check, diagnose
 
-PACKAGES = [
-    "av",
-    "decord",
-    "google_crc32c",
-    "h5py",
-    "huggingface_hub",
-    "matplotlib",
-    "numcodecs",
-    "numpy",
-    "rich",
-    "safetensors",
-    "timm",
-    "torch",
-    "torchcodec",
-    "torchvision",
-    "typer",
-    "zarr",
-]
+PACKAGES = """
+av decord google_crc32c h5py huggingface_hub matplotlib numcodecs numpy rich safetensors timm torch
+torchcodec torchvision typer zarr
+""".split()  # noqa: SIM905 - a list literal would take a line for each
 
 WITHOUT_PACKAGES = """
 import sys
