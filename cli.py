@@ -109,6 +109,9 @@ def root(
 
 def main() -> None:
     """Entry point of the `vis4mer` command."""
+    # Threads of the CPU's pool that wait by spinning take the cores from readers and neighbours;
+    # the policy is read when torch is loaded, which no command has done yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()
 
 

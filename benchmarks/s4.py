@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -89,8 +90,8 @@ def accuracy(num_channels: int, length: int) -> list[Error]:
     u = torch.randn(num_channels, 1, 2000)
     y = block_convolution(system, u)
     operators = {m: block_operators(system, m) for m in (49, 2000 % 49)}
-    x, outputs = torch.zeros(num_channels, system.B.shape[1], 1), []
-    for block in u.split(49, dim=2):
+    x, outputs = torch.zeros(num_channels, 1, system.B.shape[1]), []
+    for block in torch.split(u, 49, dim=2):
         part, x = block_step(operators[block.shape[2]], block, x)
         outputs.append(part)
     stream = torch.cat(outputs, dim=2)[:, 0]
@@ -119,7 +120,7 @@ def speed(num_channels: int, length: int, repeats: int) -> dict[str, float]:
             return mixer.core(u, None)
 
         def both(forward: Callable[[], Tensor] = forward) -> None:
-            forward().sum().backward()
+            torch.autograd.backward(forward().sum())
 
         with torch.no_grad():
             found[f"{convolution} forward"] = seconds(forward, repeats)
@@ -134,9 +135,9 @@ def compare_with_released(file: Path) -> list[Error]:
     """Kernels from the saved and from exact nodes, from our system, and logits."""
     values = load_file(file)
     batch = values["input"]
-    length, dim = batch.shape[1:]
+    length = batch.shape[1]
     errors = []
-    decoder = build_decoder(
+    decoder: Any = build_decoder(
         "vis4mer",
         shape=_as_batch(batch).shape,
         num_outputs=values["logits"].shape[1],
@@ -190,7 +191,7 @@ def released_system(state: dict[str, Tensor], prefix: str) -> tuple[Tensor, Cont
 
 @torch.no_grad()
 def load_released_block(
-    block: torch.nn.Module,
+    block: Any,
     state: dict[str, Tensor],
     index: int,
     continuous: ContinuousDplr,

@@ -72,7 +72,7 @@ def measure(arguments: argparse.Namespace, precision: str) -> Row:
         start, cpu_start = time.perf_counter(), time.process_time()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             loss = cross_entropy(model(batch).float(), target)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         wall.append(time.perf_counter() - start)

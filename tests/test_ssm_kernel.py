@@ -122,7 +122,7 @@ def test_stream_equals_convolution(blocks):
     while left:
         sizes.append(min(blocks[len(sizes) % len(blocks)], left))
         left -= sizes[-1]
-    x, outputs = torch.zeros(16, 64, 2), []
+    x, outputs = torch.zeros(16, 2, 64), []
     with torch.no_grad():
         operators = {size: block_operators(system, size) for size in set(sizes)}
         for part in u.split(sizes, dim=2):

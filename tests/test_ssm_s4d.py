@@ -52,7 +52,7 @@ def test_convolution_and_stream_agree_with_the_sum_over_taps(rule):
     K = definition(ssm, 700)
     K[:, 0] += ssm.D
     expected = torch.from_numpy(causal_convolution(K.detach().numpy(), u.double().numpy()))
-    x, outputs = torch.zeros(5, 64, 2), []
+    x, outputs = torch.zeros(5, 2, 64), []
     with torch.no_grad():
         for part in u.split(197, dim=2):
             y, x = block_step(block_operators(system, part.shape[2]), part, x)

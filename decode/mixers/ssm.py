@@ -65,7 +65,7 @@ class SsmOptions(MixerOptions):
 
 @dataclass(frozen=True)
 class SsmStreamState:
-    """State after the tokens so far, x (H, N, B), and the operators of each block length used."""
+    """State after the tokens so far, x (H, B, N), and the operators of each block length used."""
 
     x: Tensor
     operators: Mapping[int, BlockOperators]
@@ -105,14 +105,14 @@ class SsmMixer(CausalMixer):
 
     def start_stream(self, batch_size: int, device: torch.device) -> SsmStreamState:
         B = self.ssm.vectors()[-3]  # H N
-        x = torch.zeros(*B.shape, batch_size, device=device, dtype=B.dtype)  # H N B
+        x = torch.zeros(B.shape[0], batch_size, B.shape[1], device=device, dtype=B.dtype)  # H B N
         return SsmStreamState(x=x, operators={})
 
     @torch.no_grad()
     def stream_core(self, x: Tensor, state: SsmStreamState) -> tuple[Tensor, SsmStreamState]:
         """GELU(k * u + D u) of the next S tokens, whole blocks at a time. Evaluation only."""
         operators = dict(state.operators)
-        now = state.x  # H N B
+        now = state.x  # H B N
         with torch.autocast(x.device.type, enabled=False):
             outputs = []
             for u in torch.split(x.permute(2, 0, 1).to(now.dtype), BLOCK, dim=2):  # H B m
@@ -120,7 +120,7 @@ class SsmMixer(CausalMixer):
                 if m not in operators:
                     system = self.ssm.system(*self.ssm.vectors())
                     operators[m] = block_operators(system, m)
-                y, now = block_step(operators[m], u, now)  # H B m, H N B
+                y, now = block_step(operators[m], u, now)  # H B m, H B N
                 outputs.append(y)
             y = gelu(torch.cat(outputs, dim=2)).permute(1, 2, 0)  # B S D
         return y.to(x.dtype), SsmStreamState(x=now, operators=operators)

@@ -67,11 +67,12 @@ def cauchy_kernel(ssm: ContinuousDplr, nodes: Tensor, *, num_taps: int) -> Tenso
 
 def truncated_rows(step: Step, C: Tensor, length: int) -> Tensor:
     """C̃ = C (I − Āᴸ) in real coordinates: (H, N) → (H, N)."""
-    return -power(step, length).excess_of_rows(C[:, None])[:, 0]
+    return -power(step, length).excess_transposed(C[:, None])[:, 0]
 
 
 def untruncated_rows(step: Dense, C_tilde: Tensor, length: int) -> Tensor:
     """The C with C̃ = C (I − Āᴸ), the inverse of `truncated_rows`: (H, N) → (H, N)."""
     E = power(step, length)
     assert isinstance(E, Dense)
-    return torch.linalg.solve(-E.E.mT, C_tilde[:, :, None])[..., 0]
+    C: Tensor = torch.linalg.solve(-E.E.mT, C_tilde[:, :, None])[..., 0]
+    return C

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .system import Step, System, apply, power
 
@@ -40,12 +41,12 @@ FEW_STEPS = 24
 class BlockOperators:
     """What maps (state, block of m inputs) to (block of m outputs, next state).
 
-    rows: (H, m, N), C Āⁱ⁺¹.   columns: (H, N, m), Āⁱ B̄.   advance: Āᵐ.
+    readout: (H, m, N), C Āⁱ⁺¹.   reach: (H, m, N), Āⁱ B̄.   advance: Āᵐ.
     taps: (H, m), K[i], with D added to the first.
     """
 
-    rows: Tensor
-    columns: Tensor
+    readout: Tensor
+    reach: Tensor
     taps: Tensor
     advance: Step
 
@@ -56,33 +57,33 @@ class BlockOperators:
 
 def block_operators(system: System, length: int) -> BlockOperators:
     """The operators of a block of `length` ≥ 1 inputs, powers by doubling."""
-    columns = system.B[:, :, None]  # H N 1
-    rows = system.C[:, None, :]  # H 1 N
-    rows = rows + system.step.excess_of_rows(rows)  # H 1 N, C Ā
-    doubled = system.step  # Ā to the number of columns so far
-    while columns.shape[2] < length:
-        columns = torch.cat([columns, apply(doubled, columns)], dim=2)  # H N 2k
-        rows = torch.cat([rows, rows + doubled.excess_of_rows(rows)], dim=1)  # H 2k N
+    reach = system.B[:, None]  # H 1 N
+    readout = system.C[:, None]  # H 1 N
+    readout = readout + system.step.excess_transposed(readout)  # H 1 N, C Ā
+    doubled = system.step  # Ā to the number of rows so far
+    while reach.shape[1] < length:
+        reach = torch.cat([reach, apply(doubled, reach)], dim=1)  # H 2k N
+        readout = torch.cat([readout, readout + doubled.excess_transposed(readout)], dim=1)
         doubled = doubled.then(doubled)
-    exact = columns.shape[2] == length
-    columns, rows = columns[:, :, :length], rows[:, :length]
-    taps = torch.bmm(system.C[:, None], columns)[:, 0]  # H m
+    exact = reach.shape[1] == length
+    reach, readout = reach[:, :length], readout[:, :length]
+    taps = torch.bmm(reach, system.C[:, :, None])[..., 0]  # H m
     return BlockOperators(
-        rows=rows,
-        columns=columns,
+        readout=readout,
+        reach=reach,
         taps=torch.cat([taps[:, :1] + system.D[:, None], taps[:, 1:]], dim=1),
         advance=doubled if exact else power(system.step, length),
     )
 
 
 def krylov(step: Step, start: Tensor, count: int) -> Tensor:
-    """[start, Ā start, …, Ā^(count−1) start] for start (H, N): (H, N, count)."""
-    columns = start[:, :, None]  # H N 1
-    while (missing := count - columns.shape[2]) > 0:
-        columns = torch.cat([columns, apply(step, columns[:, :, :missing])], dim=2)
-        if columns.shape[2] < count:
+    """start, Ā start, …, Ā^(count−1) start, from start (H, N): (H, count, N)."""
+    rows = start[:, None]  # H 1 N
+    while (missing := count - rows.shape[1]) > 0:
+        rows = torch.cat([rows, apply(step, rows[:, :missing])], dim=1)
+        if rows.shape[1] < count:
             step = step.then(step)
-    return columns
+    return rows
 
 
 def kernel(system: System, length: int) -> Tensor:
@@ -91,35 +92,9 @@ def kernel(system: System, length: int) -> Tensor:
         return block_operators(system, 1).taps
     block = 1 << ((length - 1).bit_length() // 2)  # about √L
     operators = block_operators(system, block)
-    starts = krylov(operators.advance, system.B, -(-(length - 1) // block))  # H N J
-    K = torch.bmm(operators.rows, starts).transpose(1, 2).flatten(1)  # H J·m, K[1:]
+    starts = krylov(operators.advance, system.B, -(-(length - 1) // block))  # H J N
+    K = torch.bmm(starts, operators.readout.mT).flatten(1)  # H J·m, K[1:]
     return torch.cat([operators.taps[:, :1], K[:, : length - 1]], dim=1)  # H L
-
-
-def states_before(step: Step, inputs: Tensor, start: Tensor) -> Tensor:
-    """The states before each of J steps x ← (I + E) x + v[j], from v (H, N, J, B).
-
-    start: (H, N, 1, B), the state before the first step. Returns (H, N, J, B). Two steps make
-    one step with the squared map: a few such levels leave few steps that wait for one another,
-    and below those a square costs more than it saves.
-    """
-    num_steps = inputs.shape[2]
-    if num_steps <= FEW_STEPS:
-        return _states_before_one_by_one(step, inputs, start)
-    even, odd = inputs[:, :, 0::2], inputs[:, :, 1::2]  # H N ⌈J/2⌉ B, H N ⌊J/2⌋ B
-    pairs = apply(step, even[:, :, : odd.shape[2]]) + odd  # H N ⌊J/2⌋ B
-    if num_steps % 2:  # the last step's own result is never asked for: anything will do
-        pairs = torch.cat([pairs, even[:, :, -1:]], dim=2)  # H N ⌈J/2⌉ B
-    before_even = states_before(step.then(step), pairs, start)  # H N ⌈J/2⌉ B
-    before_odd = apply(step, before_even) + even  # H N ⌈J/2⌉ B
-    return torch.stack([before_even, before_odd], dim=3).flatten(2, 3)[:, :, :num_steps]
-
-
-def _states_before_one_by_one(step: Step, inputs: Tensor, start: Tensor) -> Tensor:
-    states = [start]  # each H N 1 B
-    for v in torch.split(inputs[:, :, :-1], 1, dim=2):
-        states.append(apply(step, states[-1]) + v)
-    return torch.cat(states, dim=2)  # H N J B
 
 
 def block_convolution(system: System, u: Tensor, *, block: int = BLOCK) -> Tensor:
@@ -127,33 +102,60 @@ def block_convolution(system: System, u: Tensor, *, block: int = BLOCK) -> Tenso
     H, B, L = u.shape
     operators = block_operators(system, min(block, 1 << (L - 1).bit_length()))
     m = operators.length
-    J = -(-L // m)
-    u = torch.nn.functional.pad(u, (0, J * m - L)).view(H, B * J, m)
-    y = torch.bmm(u, toeplitz(operators.taps).mT)  # H B·J m
+    J = _round_up(-(-L // m))
+    u = pad(u, (0, J * m - L)).view(H, B, J, m).transpose(1, 2).reshape(H, J * B, m)
+    y = torch.bmm(u, toeplitz(operators.taps).mT)  # H J·B m
     if J > 1:
-        inputs = torch.bmm(u, operators.columns.flip(2).mT)  # H B·J N
-        inputs = inputs.view(H, B, J, -1).permute(0, 3, 2, 1)  # H N J B
-        zero = inputs.new_zeros(H, inputs.shape[1], 1, B)
-        x = states_before(operators.advance, inputs, zero)  # H N J B
-        x = x.permute(0, 3, 2, 1).reshape(H, B * J, -1)  # H B·J N
-        y = torch.baddbmm(y, x, operators.rows.mT)  # H B·J m
-    return y.view(H, B, J * m)[:, :, :L]
+        inputs = torch.bmm(u, operators.reach.flip(1)).view(H, J, B, -1)  # H J B N
+        x = states_before(operators.advance, inputs).flatten(1, 2)  # H J·B N
+        y = torch.baddbmm(y, x, operators.readout.mT)  # H J·B m
+    y = y.view(H, J, B, m).transpose(1, 2).reshape(H, B, J * m)
+    return y[:, :, :L]
+
+
+def _round_up(num_blocks: int) -> int:
+    """The next number that halves evenly until few are left."""
+    halvings = max(0, (-(-num_blocks // FEW_STEPS) - 1).bit_length())
+    return -(-num_blocks >> halvings) << halvings
+
+
+def states_before(step: Step, inputs: Tensor) -> Tensor:
+    """The states before each of J steps x ← (I + E) x + v[j] from zero: v, x (H, J, B, N).
+
+    Two steps make one step with the squared map: a few such levels leave few steps that wait for
+    one another, and below those a square costs more than it saves.
+    """
+    num_steps = inputs.shape[1]
+    if num_steps <= FEW_STEPS or num_steps % 2:
+        return _states_before_one_by_one(step, inputs)
+    first, second = torch.unflatten(inputs, 1, (-1, 2)).unbind(2)  # H J/2 B N
+    before_first = states_before(step.then(step), apply(step, first) + second)  # H J/2 B N
+    before_second = apply(step, before_first) + first  # H J/2 B N
+    return torch.stack([before_first, before_second], dim=2).flatten(1, 2)  # H J B N
+
+
+def _states_before_one_by_one(step: Step, inputs: Tensor) -> Tensor:
+    now = torch.zeros_like(inputs[:, 0])  # H B N
+    states = [now]
+    for v in inputs.unbind(1)[:-1]:
+        now = apply(step, now) + v
+        states.append(now)
+    return torch.stack(states, dim=1)  # H J B N
 
 
 def toeplitz(taps: Tensor) -> Tensor:
     """T[i, j] = taps[i − j] for j ≤ i, else 0: (H, m) → (H, m, m)."""
     m = taps.shape[1]
-    padded = torch.nn.functional.pad(taps.flip(1), (0, m - 1))  # H 2m−1, reversed in time
+    padded = pad(taps.flip(1), (0, m - 1))  # H 2m−1, reversed in time
     # Row i of T is taps[i], taps[i−1], …, taps[0], 0, …: the window that begins at m−1−i.
     return padded.unfold(1, m, 1).flip(1)  # H m m
 
 
 def block_step(operators: BlockOperators, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """One block of a stream: inputs u (H, B, m) and state x (H, N, B) to outputs and new state."""
+    """One block of a stream: inputs u (H, B, m) and state x (H, B, N) to outputs and new state."""
     y = torch.bmm(u, toeplitz(operators.taps).mT)  # H B m
-    y = torch.baddbmm(y, x.mT, operators.rows.mT)  # H B m
-    inputs = torch.bmm(operators.columns.flip(2), u.mT)  # H N B
-    return y, apply(operators.advance, x) + inputs
+    y = torch.baddbmm(y, x, operators.readout.mT)  # H B m
+    return y, apply(operators.advance, x) + torch.bmm(u, operators.reach.flip(1))  # …, H B N
 
 
 def fft_convolution(K: Tensor, u: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ Both keep E = Ā − I rather than Ā. With a step of 1e-3 the entries of Ā are
 that size, and a float32 Ā would lose four digits of it; in the powers (I+E)² = I + (2E + E²) the
 digits survive, at the same cost.
 
-Letters: H channels, N state size, J any number of columns.
+States stand in rows, so that a slice of them is still one that matrix products read as it is.
+
+Letters: H channels, N state size, J any number of states.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ class Step(Protocol):
     """A linear map I + E on the states of all channels."""
 
     def excess(self, x: Tensor) -> Tensor:
-        """E x for columns x (H, N, J), or (H, N, J, …)."""
+        """E x for every state x: (H, J, N), or (H, J, …, N), in and out."""
 
-    def excess_of_rows(self, r: Tensor) -> Tensor:
-        """r E for rows r (H, J, N)."""
+    def excess_transposed(self, c: Tensor) -> Tensor:
+        """Eᵀ c, that is c E of a row vector, for every c: (H, J, N) in and out."""
 
     def then(self, other: Step) -> Step:
         """The composition of the two maps; they commute, being powers of one matrix."""
@@ -43,10 +45,10 @@ class Dense:
     E: Tensor
 
     def excess(self, x: Tensor) -> Tensor:
-        return torch.bmm(self.E, x.flatten(2)).view_as(x)  # H N J…
+        return torch.bmm(x.flatten(1, -2), self.E.mT).view(x.shape)  # H J … N
 
-    def excess_of_rows(self, r: Tensor) -> Tensor:
-        return torch.bmm(r, self.E)  # H J N
+    def excess_transposed(self, c: Tensor) -> Tensor:
+        return torch.bmm(c, self.E)  # H J N
 
     def then(self, other: Step) -> Dense:
         assert isinstance(other, Dense)
@@ -61,15 +63,10 @@ class Diagonal:
     im: Tensor
 
     def excess(self, x: Tensor) -> Tensor:
-        re, im = self.re[..., None], self.im[..., None]  # H n 1
-        x_re, x_im = x.flatten(2).chunk(2, dim=1)  # H n J
-        y = torch.cat([re * x_re - im * x_im, re * x_im + im * x_re], dim=1)  # H N J
-        return y.view_as(x)
+        return _times(x.flatten(1, -2), self.re[:, None], self.im[:, None]).view(x.shape)
 
-    def excess_of_rows(self, r: Tensor) -> Tensor:
-        re, im = self.re[:, None], self.im[:, None]  # H 1 n
-        r_re, r_im = r.chunk(2, dim=2)  # H J n
-        return torch.cat([r_re * re + r_im * im, r_im * re - r_re * im], dim=2)  # H J N
+    def excess_transposed(self, c: Tensor) -> Tensor:
+        return _times(c, self.re[:, None], -self.im[:, None])  # H J N
 
     def then(self, other: Step) -> Diagonal:
         assert isinstance(other, Diagonal)
@@ -79,8 +76,14 @@ class Diagonal:
         )
 
 
+def _times(x: Tensor, re: Tensor, im: Tensor) -> Tensor:
+    """The complex product of pairs: x (H, J, N), re and im (H, 1, n)."""
+    x_re, x_im = x.chunk(2, dim=2)  # H J n
+    return torch.cat([re * x_re - im * x_im, re * x_im + im * x_re], dim=2)  # H J N
+
+
 def apply(step: Step, x: Tensor) -> Tensor:
-    """(I + E) x for columns x (H, N, J), or (H, N, J, …)."""
+    """(I + E) x for every state x: (H, J, …, N)."""
     return x + step.excess(x)
 
 
