@@ -68,7 +68,13 @@ def print_table(
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(f"{v:.3g}" if isinstance(v, float) else str(v)) for v in row))
-    out.print(table)
+    if out.is_terminal:
+        out.print(table)
+        return
+    with out.capture() as plain:
+        out.print(table)
+    for line in plain.get().splitlines():
+        print_line(line.rstrip())  # in a file nobody needs the padding
 
 
 def human_bytes(count: float) -> str:

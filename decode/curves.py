@@ -18,6 +18,7 @@ def draw_curve(
     # Figure without pyplot: no global state, no window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 5), layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -38,6 +39,7 @@ def draw_curve(
         below.legend()
     below.set_ylabel(f"validation {name}")
     below.set_xlabel("epoch")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     buffer = io.BytesIO()
     canvas.print_png(buffer)  # type: ignore[no-untyped-call]
     write_atomic(path, buffer.getvalue())
