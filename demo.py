@@ -175,7 +175,7 @@ def _extract(
 ) -> Cache:
     """The cache of all clips and of the task."""
     from .extract.backbones import cache_spec, load_backbone
-    from .extract.pipeline import extract_videos
+    from .extract.pipeline import fill_cache
     from .extract.readers import get_reader
     from .store.cache import create_cache
 
@@ -186,7 +186,7 @@ def _extract(
         BACKBONE, weights=f"random:{seed}", device=device, compute_dtype="float32"
     )
     cache = create_cache(path, cache_spec(backbone))
-    summary = extract_videos(
+    summary = fill_cache(
         labelled.videos, cache, backbone, get_reader("pyav"), progress=_by_quarters(report)
     )
     _require_all(summary, path)

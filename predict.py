@@ -52,7 +52,7 @@ def predict_videos(
     on_phase: told in words what begins. A video that cannot be read is among the failures.
     """
     from .decode.predict import predict_entries
-    from .extract.pipeline import extract_videos
+    from .extract.pipeline import fill_cache
     from .extract.readers import get_reader
     from .extract.sources import resolve_sources
     from .store.cache import create_cache
@@ -64,7 +64,7 @@ def predict_videos(
     with tempfile.TemporaryDirectory(prefix="vis4mer-predict-") as folder:
         cache = create_cache(Path(folder) / "videos.zarr", run.about.spec)
         tell(f"extracting {len(sources)} videos")
-        summary = extract_videos(sources, cache, loaded, get_reader(cache.spec.reader))
+        summary = fill_cache(sources, cache, loaded, get_reader(cache.spec.reader))
         tell("decoding")
         predictions = predict_entries(
             run,

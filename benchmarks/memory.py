@@ -33,7 +33,7 @@ def peak_megabytes() -> float:
 def extract(video: str, backbone_name: str) -> dict[str, float]:
     """Peaks of one extraction in this process, and what one batch of its frames weighs."""
     from vis4mer.extract.backbones import cache_spec, load_backbone
-    from vis4mer.extract.pipeline import extract_videos
+    from vis4mer.extract.pipeline import fill_cache
     from vis4mer.extract.readers import get_reader
     from vis4mer.extract.sources import resolve_sources
     from vis4mer.store.cache import create_cache
@@ -43,7 +43,7 @@ def extract(video: str, backbone_name: str) -> dict[str, float]:
     loaded = peak_megabytes()
     with tempfile.TemporaryDirectory() as folder:
         cache = create_cache(Path(folder) / "c.zarr", cache_spec(backbone))
-        summary = extract_videos(
+        summary = fill_cache(
             resolve_sources([video]), cache, backbone, reader, batch_size=BATCH_SIZE
         )
     with reader.open(Path(video), fps=1) as stream:

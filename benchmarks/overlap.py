@@ -27,7 +27,7 @@ import torch
 from common import describe_machine
 from torch import Tensor, nn
 from vis4mer.extract.backbones import Backbone, cache_spec, load_backbone
-from vis4mer.extract.pipeline import extract_videos
+from vis4mer.extract.pipeline import fill_cache
 from vis4mer.extract.plan import hash_file
 from vis4mer.extract.preprocess import resize_frames
 from vis4mer.extract.readers import Reader, VideoError, VideoStream, get_reader
@@ -143,7 +143,7 @@ def run_all(
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache = create_cache(Path(folder) / "c.zarr", cache_spec(backbone))
-        extract_videos(
+        fill_cache(
             videos,
             cache,
             backbone,

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import importlib
 import logging
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,8 @@ from ..store.errors import UsageError, Vis4merError
 from ..store.spec import CacheSpec, ComputeDtype, Preprocess, Sampling, StoredDtype
 from .preprocess import normalise, preprocess_from_timm
 from .torchvision_shim import prepare_torchvision
+from .weights import hash_weights, load_weights_file, random_seed
+from .wording import first_line
 
 _TORCH_DTYPES: dict[ComputeDtype, torch.dtype] = {
     "float32": torch.float32,
@@ -125,7 +125,7 @@ def load_backbone(
         loaded, full_name = _load_plugin(base, weights, size), base
     else:
         loaded, full_name = _load_timm(base, weights, size)
-    kind = weights if weights == "hub" or _seed(weights) is not None else "file"
+    kind = weights if weights == "hub" or random_seed(weights) is not None else "file"
     digest = hash_weights(loaded.module)
     module = loaded.module.eval().requires_grad_(False).to(chosen)
     return Backbone(
@@ -174,16 +174,6 @@ def cache_spec(
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def hash_weights(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of a state dict, in sorted order of names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class TimmTokens(nn.Module):
@@ -237,10 +227,10 @@ def _load_timm(name: str, weights: str, size: tuple[int, int] | None) -> tuple[P
             raise
         raise UsageError(
             f"backbone {full_name} cannot take images of {size[0]}x{size[1]} pixels "
-            f"({_first_line(error)}); a multiple of its patch size is expected"
+            f"({first_line(error)}); a multiple of its patch size is expected"
         ) from error
-    if weights != "hub" and _seed(weights) is None:
-        _load_file(model, Path(weights), full_name)
+    if weights != "hub" and random_seed(weights) is None:
+        load_weights_file(model, Path(weights), full_name)
     return loaded, full_name
 
 
@@ -251,7 +241,7 @@ def _create(full_name: str, weights: str, options: Mapping[str, Any]) -> nn.Modu
     if weights == "hub":
         return _download(full_name, options)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_seed(weights) or 0)
+        torch.manual_seed(random_seed(weights) or 0)
         model: nn.Module = timm.create_model(full_name, pretrained=False, num_classes=0, **options)
     return model
 
@@ -272,7 +262,7 @@ def _download(full_name: str, options: Mapping[str, Any]) -> nn.Module:
     except Exception as error:
         raise Vis4merError(
             f"cannot get the weights of {full_name} from the hub "
-            f"({type(error).__name__}: {_first_line(error)}); {_WEIGHTS_HELP}"
+            f"({type(error).__name__}: {first_line(error)}); {_WEIGHTS_HELP}"
         ) from error
     finally:
         logger.setLevel(level)
@@ -322,92 +312,6 @@ def _token_grid(
     return None
 
 
-def _load_file(model: nn.Module, path: Path, name: str) -> None:
-    """Fill a model from a local file; UsageError names what does not fit."""
-    state = _checkpoint_of(model, _read_weights(path), path, name)
-    wanted = model.state_dict()
-    missing = sorted(wanted.keys() - state.keys())
-    unexpected = sorted(state.keys() - wanted.keys())
-    shapes = [
-        f"{key} is {tuple(state[key].shape)}, expected {tuple(wanted[key].shape)}"
-        for key in sorted(wanted.keys() & state.keys())
-        if state[key].shape != wanted[key].shape
-    ]
-    problems = [
-        f"{len(found)} {what} ({', '.join(found[:2])}{', …' if len(found) > 2 else ''})"
-        for what, found in (
-            ("weights missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", shapes),
-        )
-        if found
-    ]
-    if problems:
-        raise UsageError(
-            f"{path} does not hold the weights of {name}: {'; '.join(problems)}; "
-            "give the file of this model, or the --backbone that the file belongs to"
-        )
-    model.load_state_dict(state)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a file, without ever unpickling an object."""
-    if not path.is_file():
-        raise UsageError(
-            f"weights {str(path)!r}: expected hub, random:SEED or a .safetensors or .pth file, "
-            "and there is no such file"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both libraries raise many kinds for a file that is not theirs
-        raise UsageError(
-            f"{path} cannot be read as weights ({type(error).__name__}: {_first_line(error)}); "
-            "expected a .safetensors file, or a .pth file of tensors only"
-        ) from error
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model", "teacher"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not content:
-        raise UsageError(f"{path} holds no named tensors, expected the state dict of a model")
-    return {
-        str(key).removeprefix("module."): value
-        for key, value in content.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _checkpoint_of(
-    model: nn.Module, state: dict[str, Tensor], path: Path, name: str
-) -> dict[str, Tensor]:
-    """The state dict in timm's own naming and at this input size, without its classifier.
-
-    timm keeps beside each family of models the conversion from the layouts its weights are
-    published in, which also resizes position embeddings.
-    """
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if convert is not None:
-        try:
-            state = convert(state, model)
-        except Exception as error:  # a foreign file can trip it anywhere
-            raise UsageError(
-                f"{path} does not hold the weights of {name} "
-                f"({type(error).__name__}: {_first_line(error)}); give the file of this model"
-            ) from error
-    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    known = model.state_dict()
-    return {
-        key: value
-        for key, value in state.items()
-        if key in known or not key.startswith(tuple(f"{head}." for head in heads))
-    }
-
-
 def _load_plugin(name: str, weights: str, size: tuple[int, int] | None) -> PluginBackbone:
     """Import `module:function` and call it."""
     module_name, _, function_name = name.partition(":")
@@ -415,7 +319,7 @@ def _load_plugin(name: str, weights: str, size: tuple[int, int] | None) -> Plugi
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(
-            f"backbone plug-in {name!r} cannot be imported ({_first_line(error)}); expected "
+            f"backbone plug-in {name!r} cannot be imported ({first_line(error)}); expected "
             "module:function with the module on PYTHONPATH"
         ) from error
     loaded = function(weights, size)
@@ -463,16 +367,6 @@ def _split_name(name: str) -> tuple[str, tuple[int, int] | None]:
     return match["name"], size
 
 
-def _seed(weights: str) -> int | None:
-    """SEED of `random:SEED`; None for other kinds of weights."""
-    if not weights.startswith("random:"):
-        return None
-    text = weights.removeprefix("random:")
-    if not (text.isascii() and text.isdigit()) or int(text) >= 2**63:
-        raise UsageError(f"weights {weights!r}: expected random:SEED with a whole number from 0")
-    return int(text)
-
-
 def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -481,12 +375,7 @@ def _device(device: str) -> torch.device:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise UsageError(
-            f"device {device!r} cannot be used ({_first_line(error)}); expected auto, cpu, cuda, "
+            f"device {device!r} cannot be used ({first_line(error)}); expected auto, cpu, cuda, "
             "cuda:N or mps"
         ) from error
     return chosen
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

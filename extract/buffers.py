@@ -33,6 +33,10 @@ class WeightedBuffer(Generic[T]):
         self._aborted = False
         self._changed = threading.Condition()
 
+    @property
+    def aborted(self) -> bool:
+        return self._aborted
+
     def put(self, item: T, *, weight: int) -> None:
         """Wait for room, then append."""
         with self._changed:

@@ -102,7 +102,7 @@ def extract_videos(
     made with other settings, StorageError when it cannot be written.
     """
     from .backbones import cache_spec, load_backbone
-    from .pipeline import extract_videos as fill_cache
+    from .pipeline import fill_cache
 
     request = find_request(inputs, dataset=dataset, videos=videos)
     chosen_reader = get_reader(reader)

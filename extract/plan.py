@@ -90,6 +90,19 @@ def failures_to_keep(cache: Cache) -> dict[str, FailureRecord]:
     }
 
 
+def largest_first(videos: Sequence[VideoSource]) -> list[VideoSource]:
+    """The order in which to read: a large file begun last would be read by one thread while the
+    others have nothing left. Files of one size, or that cannot be looked at, keep their order."""
+
+    def size(video: VideoSource) -> int:
+        try:
+            return look_at(video.path)[0]
+        except SourceError:
+            return 0
+
+    return sorted(videos, key=size, reverse=True)
+
+
 def look_at(path: Path) -> tuple[int, int]:
     """(size in bytes, modification time in ns) of a regular file."""
     try:
@@ -147,7 +160,7 @@ def plan_extraction(
     overwrite: bool = False,
     retry_failed: bool = False,
 ) -> ExtractPlan:
-    """What `extract_videos` would do. Writes nothing and decodes nothing.
+    """What `fill_cache` would do. Writes nothing and decodes nothing.
 
     cache: None when it does not exist yet. unreadable: id → reason, for videos that are missing or
     that the reader refuses to open.

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from vis4mer.extract import backbones
 from vis4mer.extract.backbones import Backbone, cache_spec, load_backbone
 from vis4mer.extract.torchvision_shim import prepare_torchvision
+from vis4mer.extract.weights import hash_weights
 from vis4mer.store.errors import UsageError, Vis4merError
 from vis4mer.store.spec import Preprocess
 
@@ -126,7 +126,7 @@ def test_weights_hash_is_over_names_types_shapes_and_bytes() -> None:
     for name, shape in (("bias", "(1,)"), ("weight", "(1, 2)")):
         expected.update(f"{name}\0torch.float32\0{shape}\0".encode())
         expected.update(module.state_dict()[name].numpy().tobytes())
-    assert backbones.hash_weights(module) == expected.hexdigest()
+    assert hash_weights(module) == expected.hexdigest()
 
 
 def test_bfloat16_is_close_to_float32() -> None:

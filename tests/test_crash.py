@@ -27,7 +27,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import extraction as ex
 import torch
-from vis4mer.extract.pipeline import extract_videos
+from vis4mer.extract.pipeline import fill_cache
 from vis4mer.extract.readers import get_reader
 from vis4mer.extract.sources import resolve_sources
 
@@ -48,7 +48,7 @@ def run(videos, path, kill_at):
     Path.replace = counted(Path.replace)
     backbone = ex.grey_backbone()
     cache = ex.grey_cache(path, backbone, fps=5)
-    summary = extract_videos(
+    summary = fill_cache(
         resolve_sources([videos]), cache, backbone, get_reader("pyav"), batch_size=4
     )
     print("done", summary.extracted, summary.already_there, summary.exit_code, flush=True)

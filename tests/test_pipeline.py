@@ -11,7 +11,7 @@ import extraction as ex
 import numpy as np
 import pytest
 import torch
-from vis4mer.extract.pipeline import extract_videos
+from vis4mer.extract.pipeline import fill_cache
 from vis4mer.store.cache import open_cache
 from vis4mer.store.errors import FingerprintError, UsageError, Vis4merError
 from vis4mer.store.verify import verify_cache
@@ -43,7 +43,7 @@ def test_every_frame_arrives_once_and_in_order(
     folder: Path, tmp_path: Path, batch_size: int, workers: int, encoders: int
 ) -> None:
     cache = ex.grey_cache(tmp_path / "c.zarr")
-    summary = extract_videos(
+    summary = fill_cache(
         ex.videos(folder),
         cache,
         ex.grey_backbone(),
@@ -63,20 +63,20 @@ def test_frames_of_different_videos_share_a_batch_of_constant_size(
 ) -> None:
     backbone = ex.grey_backbone()
     cache = ex.grey_cache(tmp_path / "c.zarr", backbone)
-    extract_videos(
+    fill_cache(
         ex.videos(folder), cache, backbone, ex.FakeReader(), batch_size=16, workers=1, encoders=1
     )
     batches = backbone.module.batches
     assert [len(batch) for batch in batches] == [16] * 8  # ceil(125 / 16), the last one padded
-    # Alphabetical order: eight (40…47), hundred (80…179), nine (60…68), one (0), seven (20…26).
-    levels = [*range(40, 48), *range(80, 180), *range(60, 69), 0, *range(20, 27)]
+    # The largest file first: hundred (80…), eight (40…), seven (20…), nine (60…), one (0).
+    levels = [*range(80, 180), *range(40, 48), *range(20, 27), *range(60, 69), 0]
     assert [level for batch in batches for level in batch][:125] == levels
 
 
 def test_stored_types_and_pooled_copies(folder: Path, tmp_path: Path) -> None:
     for dtype in ("bfloat16", "int8"):
         cache = ex.grey_cache(tmp_path / f"{dtype}.zarr", stored_dtype=dtype, grids=(1,))
-        extract_videos(ex.videos(folder), cache, ex.grey_backbone(), ex.FakeReader())
+        fill_cache(ex.videos(folder), cache, ex.grey_backbone(), ex.FakeReader())
         tokens = ex.expected_tokens(100, 80)
         close = np.allclose(cache.read("hundred.mp4"), tokens[:, 1:], rtol=0.01, atol=0.5)
         assert close
@@ -88,7 +88,7 @@ def test_int8_does_not_depend_on_how_frames_were_batched(folder: Path, tmp_path:
     digests = set()
     for batch_size, workers in ((3, 1), (8, 3), (64, 2)):
         cache = ex.grey_cache(tmp_path / f"{batch_size}.zarr", stored_dtype="int8")
-        extract_videos(
+        fill_cache(
             ex.videos(folder),
             cache,
             ex.grey_backbone(),
@@ -105,7 +105,7 @@ def test_the_callers_thread_count_is_given_back(folder: Path, tmp_path: Path) ->
     torch.set_num_threads(3)
     try:
         cache = ex.grey_cache(tmp_path / "c.zarr")
-        extract_videos(ex.videos(folder), cache, ex.grey_backbone(), ex.FakeReader())
+        fill_cache(ex.videos(folder), cache, ex.grey_backbone(), ex.FakeReader())
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
@@ -113,7 +113,7 @@ def test_the_callers_thread_count_is_given_back(folder: Path, tmp_path: Path) ->
 
 def test_provenance_says_what_made_an_entry(folder: Path, tmp_path: Path) -> None:
     cache = ex.grey_cache(tmp_path / "c.zarr")
-    extract_videos(ex.videos(folder), cache, ex.grey_backbone(), ex.FakeReader())
+    fill_cache(ex.videos(folder), cache, ex.grey_backbone(), ex.FakeReader())
     record = cache.record("one.mp4")
     assert record.provenance["reader"] == "pyav test"
     assert record.provenance["torch"] == torch.__version__
@@ -142,7 +142,7 @@ def test_a_video_that_cannot_be_read_fails_alone(
     ex.write_video(folder, "bad", **{"frames": 60, **trouble})
     cache = ex.grey_cache(tmp_path / "c.zarr")
     reader = ex.FakeReader()
-    summary = extract_videos(ex.videos(folder), cache, ex.grey_backbone(), reader)
+    summary = fill_cache(ex.videos(folder), cache, ex.grey_backbone(), reader)
     assert_complete(tmp_path / "c.zarr")
     (failure,) = cache.failures()
     assert (failure.id, failure.stage, summary.exit_code) == ("bad.mp4", stage, 3)
@@ -156,7 +156,7 @@ def test_files_that_cannot_even_be_looked_at(folder: Path, tmp_path: Path) -> No
     (folder / "folder.mp4").mkdir()
     (folder / "link.mp4").symlink_to(folder / "nowhere")
     cache = ex.grey_cache(tmp_path / "c.zarr")
-    summary = extract_videos(ex.videos(folder), cache, ex.grey_backbone(), ex.FakeReader())
+    summary = fill_cache(ex.videos(folder), cache, ex.grey_backbone(), ex.FakeReader())
     assert_complete(tmp_path / "c.zarr")
     assert {f.id: (f.stage, f.reason, f.source_size) for f in summary.failures} == {
         "folder.mp4": ("open", "is a directory, expected a video file", 0),
@@ -172,7 +172,7 @@ def test_only_the_video_at_fault_fails_in_a_shared_batch(
     backbone = ex.grey_backbone()
     backbone.module.poison = {200: RuntimeError("cannot do this one"), 230: ValueError("nor this")}
     cache = ex.grey_cache(tmp_path / "c.zarr", backbone)
-    summary = extract_videos(
+    summary = fill_cache(
         ex.videos(folder), cache, backbone, ex.FakeReader(), batch_size=7, encoders=encoders
     )
     assert_complete(tmp_path / "c.zarr")
@@ -191,7 +191,7 @@ def test_values_that_cannot_be_stored_fail_at_writing(
     backbone = ex.grey_backbone()
     backbone.module.poison = {200: value}
     cache = ex.grey_cache(tmp_path / "c.zarr", backbone)
-    summary = extract_videos(ex.videos(folder), cache, backbone, ex.FakeReader(), batch_size=4)
+    summary = fill_cache(ex.videos(folder), cache, backbone, ex.FakeReader(), batch_size=4)
     assert_complete(tmp_path / "c.zarr")
     (failure,) = summary.failures
     assert (failure.id, failure.stage) == ("bad.mp4", "write")
@@ -201,7 +201,7 @@ def test_values_that_cannot_be_stored_fail_at_writing(
 def test_damaged_frames_are_kept_and_counted(folder: Path, tmp_path: Path) -> None:
     ex.write_video(folder, "hundred", 100, start=80, damaged=3)
     cache = ex.grey_cache(tmp_path / "c.zarr")
-    summary = extract_videos(ex.videos(folder), cache, ex.grey_backbone(), ex.FakeReader())
+    summary = fill_cache(ex.videos(folder), cache, ex.grey_backbone(), ex.FakeReader())
     assert cache.record("hundred.mp4").damaged_frames == 3
     assert [(video.id, video.damaged_frames) for video in summary.damaged] == [("hundred.mp4", 3)]
     assert summary.exit_code == 0
@@ -211,7 +211,7 @@ def test_a_file_that_changes_while_it_is_read_fails(folder: Path, tmp_path: Path
     path = ex.write_video(folder, "growing", 30)
     reader = ex.FakeReader(on_frame=lambda: path.write_text(path.read_text() + " "))
     cache = ex.grey_cache(tmp_path / "c.zarr")
-    summary = extract_videos(ex.videos(folder)[1:2], cache, ex.grey_backbone(), reader)
+    summary = fill_cache(ex.videos(folder)[1:2], cache, ex.grey_backbone(), reader)
     assert [f.reason for f in summary.failures] == ["the file changed while it was being read"]
     assert len(cache) == 0
     assert ex.attempts(cache) == []
@@ -223,7 +223,7 @@ def test_a_file_that_changes_while_it_is_read_fails(folder: Path, tmp_path: Path
 def run(folder: Path, cache_path: Path, **options: object):
     reader = ex.FakeReader()
     cache = ex.grey_cache(cache_path)
-    summary = extract_videos(ex.videos(folder), cache, ex.grey_backbone(), reader, **options)
+    summary = fill_cache(ex.videos(folder), cache, ex.grey_backbone(), reader, **options)
     return summary, len(reader.streams)
 
 
@@ -282,7 +282,7 @@ def test_a_failure_of_the_backbone_is_always_tried_again(folder: Path, tmp_path:
     backbone = ex.grey_backbone()
     backbone.module.poison = {0: RuntimeError("a bad day")}
     cache = ex.grey_cache(tmp_path / "c.zarr", backbone)
-    extract_videos(ex.videos(folder), cache, backbone, ex.FakeReader())
+    fill_cache(ex.videos(folder), cache, backbone, ex.FakeReader())
     assert [failure.id for failure in cache.failures()] == ["one.mp4"]
     summary, _ = run(folder, tmp_path / "c.zarr")
     assert (summary.extracted, summary.exit_code) == (1, 0)
@@ -307,15 +307,15 @@ def test_another_backbone_is_refused_before_anything_is_read(folder: Path, tmp_p
     cache = ex.grey_cache(tmp_path / "c.zarr")
     reader = ex.FakeReader()
     with pytest.raises(FingerprintError, match="weights_sha256"):
-        extract_videos(ex.videos(folder), cache, ex.grey_backbone(weight=2), reader)
+        fill_cache(ex.videos(folder), cache, ex.grey_backbone(weight=2), reader)
     assert reader.streams == []
     with pytest.raises(UsageError, match="batch size is 0"):
-        extract_videos(ex.videos(folder), cache, ex.grey_backbone(), reader, batch_size=0)
+        fill_cache(ex.videos(folder), cache, ex.grey_backbone(), reader, batch_size=0)
 
 
 def test_no_videos_at_all(tmp_path: Path) -> None:
     cache = ex.grey_cache(tmp_path / "c.zarr")
-    summary = extract_videos([], cache, ex.grey_backbone(), ex.FakeReader())
+    summary = fill_cache([], cache, ex.grey_backbone(), ex.FakeReader())
     assert (summary.num_videos, summary.exit_code) == (0, 0)
 
 
@@ -326,7 +326,7 @@ def test_progress_tells_how_far_it_is(folder: Path, tmp_path: Path) -> None:
     ex.write_video(folder, "bad", 9, open="no")
     seen = []
     cache = ex.grey_cache(tmp_path / "c.zarr")
-    summary = extract_videos(
+    summary = fill_cache(
         ex.videos(folder), cache, ex.grey_backbone(), ex.FakeReader(), progress=seen.append
     )
     last = seen[-1]
@@ -361,7 +361,7 @@ def test_frames_in_memory_are_bounded_however_long_the_video(tmp_path: Path) -> 
 
     backbone.module.on_batch = on_batch
     cache = ex.grey_cache(tmp_path / "c.zarr", backbone)
-    extract_videos(
+    fill_cache(
         ex.videos(tmp_path / "v"),
         cache,
         backbone,
@@ -403,7 +403,7 @@ def test_a_refusing_disk_ends_the_run_and_loses_nothing(
 
     monkeypatch.setattr(cache, method, refuse)
     with pytest.raises(type(error)):
-        extract_videos(ex.videos(folder), cache, ex.grey_backbone(), ex.FakeReader(), batch_size=2)
+        fill_cache(ex.videos(folder), cache, ex.grey_backbone(), ex.FakeReader(), batch_size=2)
     assert no_threads_left()
     left = open_cache(tmp_path / "c.zarr")
     assert len(ex.attempts(left)) == len(left)
@@ -430,13 +430,13 @@ def test_whatever_a_stage_raises_every_thread_leaves(
         raise error("told to")
 
     if place == "reading":
-        monkeypatch.setattr("vis4mer.extract.pipeline.decide", fail)
+        monkeypatch.setattr("vis4mer.extract.reading.decide", fail)
     elif place == "backbone":
-        monkeypatch.setattr("vis4mer.extract.pipeline._split", fail)
+        monkeypatch.setattr("vis4mer.extract.encoding._split", fail)
     elif place == "writing":
         monkeypatch.setattr("vis4mer.extract.progress.Tally.add_frames", fail)
     with pytest.raises(error):
-        extract_videos(
+        fill_cache(
             ex.videos(folder),
             cache,
             backbone,
@@ -457,7 +457,7 @@ def test_too_little_memory_for_a_batch_is_one_clear_line(folder: Path, tmp_path:
     backbone.module.poison = {100: torch.OutOfMemoryError("CUDA out of memory")}
     cache = ex.grey_cache(tmp_path / "c.zarr", backbone)
     with pytest.raises(Vis4merError, match="smaller --batch-size"):
-        extract_videos(ex.videos(folder), cache, backbone, ex.FakeReader(), batch_size=4)
+        fill_cache(ex.videos(folder), cache, backbone, ex.FakeReader(), batch_size=4)
     assert no_threads_left()
 
 
@@ -471,7 +471,7 @@ def test_stopping_leaves_whole_entries_only(folder: Path, tmp_path: Path, after:
             stop.set()
 
     cache = ex.grey_cache(tmp_path / "c.zarr")
-    summary = extract_videos(
+    summary = fill_cache(
         ex.videos(folder),
         cache,
         ex.grey_backbone(),
@@ -499,7 +499,7 @@ def test_a_stop_after_the_last_frame_changes_nothing(folder: Path, tmp_path: Pat
         if getattr(progress, "frames", 0) == 125:
             stop.set()
 
-    summary = extract_videos(
+    summary = fill_cache(
         sources, cache, ex.grey_backbone(), ex.FakeReader(), stop=stop, progress=on_progress
     )
     assert not summary.interrupted
@@ -515,8 +515,8 @@ def test_an_entry_that_another_process_wrote_meanwhile_stands(folder: Path, tmp_
     def on_frame() -> None:
         if not theirs_done[0]:
             theirs_done[0] = True
-            extract_videos(ex.videos(folder), theirs, ex.grey_backbone(), ex.FakeReader())
+            fill_cache(ex.videos(folder), theirs, ex.grey_backbone(), ex.FakeReader())
 
-    extract_videos(ex.videos(folder), mine, ex.grey_backbone(), ex.FakeReader(on_frame), workers=1)
+    fill_cache(ex.videos(folder), mine, ex.grey_backbone(), ex.FakeReader(on_frame), workers=1)
     assert_complete(other)
     shutil.rmtree(other)

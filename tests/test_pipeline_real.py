@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from vis4mer.extract.backbones import cache_spec, load_backbone
-from vis4mer.extract.pipeline import extract_videos
+from vis4mer.extract.pipeline import fill_cache
 from vis4mer.extract.readers import get_reader
 from vis4mer.extract.sources import resolve_sources
 from vis4mer.extract.torchvision_shim import prepare_torchvision
@@ -65,7 +65,7 @@ def test_a_folder_becomes_a_cache(folder: Path, tmp_path: Path) -> None:
     backbone = load_backbone("vit_tiny_patch16_224@64", weights="random:0", device="cpu")
     cache = create_cache(tmp_path / "c.zarr", cache_spec(backbone, fps=FPS))
     reader = get_reader("pyav")
-    summary = extract_videos(resolve_sources([str(folder)]), cache, backbone, reader)
+    summary = fill_cache(resolve_sources([str(folder)]), cache, backbone, reader)
     assert cache.ids() == ["plain.mp4", "turned.mp4", "upright.mp4"]
     for video_id in cache.ids():
         expected = tokens_of(folder / video_id)
@@ -83,6 +83,6 @@ def test_a_folder_becomes_a_cache(folder: Path, tmp_path: Path) -> None:
     assert all(failure.reason and "\n" not in failure.reason for failure in summary.failures)
     assert summary.exit_code == 3
     assert not verify_cache(cache, mode="full").problems
-    again = extract_videos(resolve_sources([str(folder)]), cache, backbone, reader)
+    again = fill_cache(resolve_sources([str(folder)]), cache, backbone, reader)
     assert (again.already_there, again.extracted) == (3, 0)
     assert len(again.known_failures) + len(again.failures) == 4

@@ -9,8 +9,8 @@ from pathlib import Path
 import extraction as ex
 import pytest
 from vis4mer.extract.backbones import cache_spec
-from vis4mer.extract.pipeline import extract_videos
-from vis4mer.extract.plan import ExtractPlan, bytes_per_frame, plan_extraction
+from vis4mer.extract.pipeline import fill_cache
+from vis4mer.extract.plan import ExtractPlan, bytes_per_frame, largest_first, plan_extraction
 from vis4mer.store.cache import Cache
 
 
@@ -51,7 +51,7 @@ def test_after_a_part_was_done(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "c.zarr"
     ex.write_video(folder, "bad", 9, decode="no")
     cache = ex.grey_cache(path, grids=(1,))
-    extract_videos(ex.videos(folder)[:3], cache, ex.grey_backbone(), ex.FakeReader())
+    fill_cache(ex.videos(folder)[:3], cache, ex.grey_backbone(), ex.FakeReader())
     ex.write_video(folder, "b", 21)
     os.utime(folder / "a.mp4", ns=(1, 1))
     found = plan(folder, path, cache)
@@ -63,6 +63,13 @@ def test_after_a_part_was_done(folder: Path, tmp_path: Path) -> None:
     assert again.frames == 3 + 21 + 9 + 7
     limited = plan(folder, path, cache, overwrite=True, limit=1)
     assert (limited.to_extract, limited.left) == (("a.mp4",), 3)
+
+
+def test_large_files_are_read_first(tmp_path: Path) -> None:
+    for name, size in (("a", 10), ("b", 30), ("c", 20), ("d", 30)):
+        (tmp_path / f"{name}.mp4").write_bytes(b"x" * size)
+    (tmp_path / "e.mp4").symlink_to(tmp_path / "nowhere")
+    assert [video.path.stem for video in largest_first(ex.videos(tmp_path))] == list("bdcae")
 
 
 def test_bytes_per_frame_of_the_stored_types() -> None:

@@ -34,7 +34,7 @@ from .base import CausalMixer, ChannelDropout, MixerOptions
 
 Convolution = Literal["blocks", "fft"]
 
-CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+CHUNK_BYTES = {"cpu": 12 * 2**20, "cuda": 512 * 2**20}
 """How large one float32 copy of the channels in hand may be. On a CPU it should stay in cache."""
 MAX_CHUNK_CHANNELS = {"cpu": 64, "cuda": 1024}
 

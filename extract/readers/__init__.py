@@ -61,8 +61,8 @@ class ReaderStatus:
     problem: str | None
 
 
-def get_reader(name: ReaderName) -> Reader:
-    """The reader of that name.
+def get_reader(name: str) -> Reader:
+    """The reader of that name, one of `ReaderName`.
 
     Raises UsageError when there is none, or when what it needs is not installed or does not load.
     """
