@@ -28,7 +28,8 @@ def main(pytest_arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as elsewhere:
         config = str(ROOT / "pyproject.toml")
         failures.append(run("mypy", "--config-file", config, "-p", "vis4mer", cwd=Path(elsewhere)))
-    failures.append(run("pytest", "-q", *pytest_arguments))
+    parallel = ("-n", "auto", "--maxprocesses", "8")
+    failures.append(run("pytest", "-q", *parallel, *pytest_arguments))
     return int(any(failures))
 
 
