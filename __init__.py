@@ -4,7 +4,7 @@ Stage 1 (`vis4mer.extract`) runs a frozen backbone over every video once and com
 a feature cache (`vis4mer.store`). Stage 2 (`vis4mer.decode`) trains temporal decoders from that
 cache and never sees a pixel. The command line is a thin face of these functions:
 
-    vis4mer.extract_videos(["videos/"], cache="my.zarr", backbone="vit_small_patch16_224")
+    vis4mer.extract_videos(["videos.csv"], cache="my.zarr", backbone="vit_small_patch16_224")
     cache = vis4mer.open_cache("my.zarr")
     vis4mer.train_decoder(cache, vis4mer.TrainConfig(task="videos/label"), Path("runs/s4"))
     decoder = vis4mer.load_decoder("runs/s4")

@@ -7,11 +7,13 @@ failures. `--debug`, anywhere on the line, shows the traceback.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+import threading
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +21,8 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, console
+from . import __version__, console, render
+from .store.errors import UsageError
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
@@ -49,10 +52,10 @@ class OneLineErrors(TyperGroup):
 def _report(error: BaseException) -> int:
     """Print what went wrong, in one line; the exit code."""
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        console.print_error("interrupted; the same command goes on where it stopped")
+        console.print_error("interrupted; extraction and training go on with the same command")
         return EXIT_INTERRUPTED
     if type(error).__name__ == "NoArgsIsHelpError":
-        console.print_line(str(getattr(error, "ctx").get_help()))  # noqa: B009 - no public type
+        typer.echo(getattr(error, "ctx").get_help())  # noqa: B009 - no public type
         return 2
     if hasattr(error, "format_message"):  # the parser's own errors
         hint = getattr(error, "ctx", None)
@@ -92,6 +95,25 @@ CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A feature cach
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 
 
+def parse_sides(text: str) -> tuple[int, ...]:
+    """`7,4` as (7, 4). UsageError for anything else."""
+    try:
+        return tuple(int(side) for side in text.split(",")) if text else ()
+    except ValueError as error:
+        raise UsageError(f"--grids {text}: expected whole numbers such as 7 or 7,4") from error
+
+
+@contextlib.contextmanager
+def stop_on_sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets (a scheduler's preemption): finish what is in hand and leave."""
+    stop = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         console.print_line(f"vis4mer {__version__}")
@@ -127,12 +149,7 @@ def cache_info(cache: CachePath, as_json: Json = False) -> None:
     from .store.cache import open_cache
     from .store.summary import summarise
 
-    summary = summarise(open_cache(cache))
-    if as_json:
-        console.print_json(summary.to_json())
-        return
-    for name, value in summary.lines(human_bytes=console.human_bytes):
-        console.print_line(f"{name:<14} {value}")
+    render.print_summary(summarise(open_cache(cache)), as_json=as_json)
 
 
 @cache_app.command("ls")
@@ -149,31 +166,10 @@ def cache_ls(
 
     opened = open_cache(cache)
     if failures:
-        records = opened.failures()
-        if as_json:
-            console.print_json({"failures": [record.to_json() for record in records]})
-            return
-        rows = [(r.id, r.stage, r.reason) for r in records]
-        console.print_table(("video", "stage", "reason"), rows)
-        return
-    entries = [opened.record(entry_id) for entry_id in opened.ids()]
-    if as_json:
-        columns = ("id", "num_frames", "duration_seconds", "damaged_frames", "num_bytes")
-        console.print_json({"entries": [{c: getattr(e, c) for c in columns} for e in entries]})
-        return
-    console.print_table(
-        ("video", "frames", "seconds", "damaged", "size"),
-        [
-            (
-                e.id,
-                e.num_frames,
-                round(e.duration_seconds, 2),
-                e.damaged_frames,
-                console.human_bytes(e.num_bytes),
-            )
-            for e in entries
-        ],
-    )
+        render.print_failures(opened.failures(), as_json=as_json)
+    else:
+        entries = [opened.record(entry_id) for entry_id in opened.ids()]
+        render.print_entries(entries, as_json=as_json)
 
 
 @cache_app.command("verify")
@@ -193,20 +189,9 @@ def cache_verify(
         report = verify_cache(
             open_cache(cache),
             "full" if full else "quick",
-            progress=lambda done, total: show(
-                f"verifying {console.bar(done, total)} {done}/{total}"
-            ),
+            progress=lambda done, total: show(f"verifying {console.share(done, total)}"),
         )
-    if as_json:
-        console.print_json(report.to_json())
-    else:
-        for problem in report.problems:
-            console.print_line(f"damaged: {problem.reason}")
-        console.print_line(
-            f"{report.mode} check of {report.num_entries} videos, "
-            f"{console.human_bytes(report.num_bytes)}: "
-            + ("no problems" if report.ok else f"{len(report.problems)} problems")
-        )
+    render.print_verification(report, as_json=as_json)
     if not report.ok:
         raise typer.Exit(1)
 
@@ -228,12 +213,7 @@ def cache_gc(
     from .store.gc import collect_garbage
 
     report = collect_garbage(open_cache(cache), grace_seconds=grace_hours * 3600, dry_run=dry_run)
-    if as_json:
-        console.print_json(asdict(report))
-        return
-    verb = "would free" if dry_run else "freed"
-    size = console.human_bytes(report.num_bytes)
-    console.print_line(f"{verb} {size} in {report.num_files} files")
+    render.print_garbage(report, dry_run=dry_run, as_json=as_json)
 
 
 @cache_app.command("rm")
@@ -308,7 +288,7 @@ def extract(
     """
     from .extract.job import extract_videos, plan_videos
 
-    sides = console.parse_sides(grids)
+    sides = parse_sides(grids)
     if dry_run:
         plan = plan_videos(
             inputs or [],
@@ -324,9 +304,9 @@ def extract(
             overwrite=overwrite,
             retry_failed=retry_failed,
         )
-        console.print_plan(plan, as_json=as_json)
+        render.print_plan(plan, as_json=as_json)
         return
-    with console.Progress() as show, console.stop_on_sigterm() as stop:
+    with console.Progress() as show, stop_on_sigterm() as stop:
         show(f"loading {backbone} (weights: {weights})")
         summary = extract_videos(
             inputs or [],
@@ -347,9 +327,9 @@ def extract(
             overwrite=overwrite,
             retry_failed=retry_failed,
             stop=stop,
-            progress=partial(console.show_extraction, show),
+            progress=partial(render.show_extraction, show),
         )
-    console.print_extraction(summary, as_json=as_json)
+    render.print_extraction(summary, as_json=as_json)
     if summary.exit_code:
         raise typer.Exit(summary.exit_code)
 
@@ -368,15 +348,7 @@ def label(
     from .extract.job import label_cache
 
     table, missing = label_cache(cache, dataset, videos=videos)
-    if as_json:
-        about = {"task": table.reference, "kind": table.kind, "classes": list(table.classes)}
-        console.print_json({**about, "rows": len(table.rows), "missing": missing})
-        return
-    outputs = f"{len(table.classes)} classes" if table.classes else "regression"
-    console.print_line(f"{cache} now has task {table.reference}: {len(table.rows)} rows, {outputs}")
-    if missing:
-        shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        console.print_line(f"{len(missing)} of its videos are not in the cache: {shown}")
+    render.print_labels(cache, table, missing, as_json=as_json)
 
 
 # Stage 2 ----------------------------------------------------------------------------------------
@@ -428,22 +400,9 @@ def train_decoder_command(
     resolved = load_config(file=config, base=base, flags=flags, sets=sets or [])
     with console.Progress() as show:
         result = train_decoder(
-            opened, resolved, run, resume=resume, progress=partial(console.show_training, show)
+            opened, resolved, run, resume=resume, progress=partial(render.show_training, show)
         )
-    if as_json:
-        console.print_json(result.to_json())
-        return
-    for judged in (result.val, result.test):
-        if judged is not None:
-            console.print_line(judged.describe())
-    if result.horizon_seconds:
-        horizons = ", ".join(f"{seconds:.3g}" for seconds in result.horizon_seconds)
-        console.print_line(f"kernel horizons by layer (99 % of the energy): {horizons} s")
-    console.print_line(
-        f"{result.num_parameters:,} parameters, {result.selected} weights of epoch {result.epoch}, "
-        f"{console.human_seconds(result.seconds)}, {console.human_bytes(result.bytes_read)} read; "
-        f"everything is in {run}"
-    )
+    render.print_training(result, as_json=as_json)
 
 
 @app.command()
@@ -476,22 +435,9 @@ def evaluate(
             stride_seconds=stride,
             device=device,
             strict=strict,
-            on_video=lambda done, total: show(f"judging {console.bar(done, total)} {done}/{total}"),
+            on_video=lambda done, total: show(f"judging {console.share(done, total)}"),
         )
-    if as_json:
-        console.print_json(result.to_json())
-        return
-    console.print_line(result.describe())
-    if result.classes:
-        rows = [
-            (name, f"{int(row[i])}/{int(row.sum())}", *map(int, row))
-            for i, (name, row) in enumerate(zip(result.classes, result.confusion, strict=True))
-        ]
-        console.print_table(("class", "right", *result.classes), rows, title="taken for:")
-    console.print_line(
-        f"{result.num_windows} windows every {result.stride_seconds:g} s, "
-        f"{console.human_bytes(result.bytes_read)} read in {console.human_seconds(result.seconds)}"
-    )
+    render.print_evaluation(result, as_json=as_json)
 
 
 @app.command()
@@ -522,7 +468,7 @@ def predict(
                 video, opened, backbone=backbone, weights=weights, device=device
             )
             classes = opened.about.classes
-            console.print_stream(video, frames, classes=classes, top=top, as_json=as_json)
+            render.print_stream(video, frames, classes=classes, top=top, as_json=as_json)
         return
     with console.Progress() as show:
         found = predicting.predict_videos(
@@ -534,20 +480,7 @@ def predict(
             stride_seconds=stride,
             on_phase=show,
         )
-    if as_json:
-        console.print_json(
-            {
-                "predictions": [done.to_json() for done in found.predictions],
-                "failures": [failure.to_json() for failure in found.failures],
-            }
-        )
-    else:
-        for done in found.predictions:
-            console.print_line(f"{done.id}  ({len(done.windows)} windows)")
-            for line in console.prediction_lines(done.output, done.classes, top=top):
-                console.print_line(f"  {line}")
-    for failure in found.failures:
-        console.print_error(f"{failure.source_name}: {failure.reason}")
+    render.print_predictions(found, top=top, as_json=as_json)
     if found.failures:
         raise typer.Exit(EXIT_SOME_FAILED if found.predictions else 1)
 
@@ -560,14 +493,7 @@ def decoders(as_json: Json = False) -> None:
     """
     from .decode.decoders import describe_decoders
 
-    described = describe_decoders()
-    if as_json:
-        console.print_json({"decoders": [about.to_json() for about in described]})
-        return
-    for about in described:
-        console.print_line(f"{about.name}: {about.summary}")
-        for option in about.options:
-            console.print_line(f"  {option.name:<16} {option.kind}, default {option.default}")
+    render.print_decoders(describe_decoders(), as_json=as_json)
 
 
 # Both stages ------------------------------------------------------------------------------------
@@ -590,7 +516,7 @@ def demo(
 
     report = console.print_note if as_json else console.print_line
     result = run_demo(directory, seed=seed, device=device, report=report)
-    console.print_demo(result, as_json=as_json)
+    render.print_demo(result, as_json=as_json)
 
 
 @app.command()
@@ -602,11 +528,6 @@ def doctor(as_json: Json = False) -> None:
     from .doctor import diagnose
 
     checks = diagnose()
-    if as_json:
-        console.print_json({"checks": [asdict(check) for check in checks]})
-    else:
-        marks = {True: "ok", False: "WRONG", None: "-"}
-        rows = [(marks[c.ok], c.name, c.value, c.hint) for c in checks]
-        console.print_table(("", "what", "found", "what to do"), rows)
+    render.print_checks(checks, as_json=as_json)
     if any(check.ok is False for check in checks):
         raise typer.Exit(1)

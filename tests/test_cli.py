@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import media
+import numpy as np
 import pytest
-from caches import make_cache, make_spec
+from caches import make_cache, make_spec, write_tokens
 from typer.testing import CliRunner
 from vis4mer.cli import app
 from vis4mer.store.cache import create_cache
@@ -267,12 +268,18 @@ def test_debug_shows_the_traceback(tmp_path):
     assert "none.zarr" in str(result.exception)
 
 
-def test_markup_in_ids_is_shown_not_obeyed(tmp_path):
+def test_markup_and_control_characters_in_ids_are_shown_not_obeyed(tmp_path):
     cache = create_cache(tmp_path / "c.zarr", make_spec())
-    from caches import write_tokens
+    write_tokens(cache, "[red]x[/red]\x1b[2J.mp4", np.zeros((1, 4, 16), "float16"))
+    listed = run("cache", "ls", cache.path).stdout
+    assert "[red]x[/red]\\x1b[2J.mp4" in listed
+    assert "\x1b" not in listed
 
-    write_tokens(cache, "[red]x[/red].mp4", __import__("numpy").zeros((1, 4, 16), "float16"))
-    assert "[red]x[/red].mp4" in run("cache", "ls", cache.path).stdout
+
+def test_a_long_duration_is_not_rounded(tmp_path):
+    cache = create_cache(tmp_path / "c.zarr", make_spec())
+    write_tokens(cache, "long.mp4", np.zeros((1234, 4, 16), "float16"))
+    assert "1234.00" in run("cache", "ls", cache.path).stdout
 
 
 def test_decoders_lists_every_decoder_with_its_options():
