@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .decode.config import TrainConfig
     from .decode.runs import load_decoder
     from .decode.train import train_decoder
-    from .extract.job import extract_videos
+    from .extract.request import extract_videos
     from .predict import predict_videos
     from .store.cache import open_cache
 
@@ -38,7 +38,7 @@ __all__ = [
 
 _HOMES = {
     "TrainConfig": ".decode.config",
-    "extract_videos": ".extract.job",
+    "extract_videos": ".extract.request",
     "load_decoder": ".decode.runs",
     "open_cache": ".store.cache",
     "predict_videos": ".predict",

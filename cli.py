@@ -46,6 +46,8 @@ class OneLineErrors(TyperGroup):
             if debug:
                 raise
             sys.exit(_report(error))
+        if code == EXIT_INTERRUPTED:  # the parser has turned Ctrl-C into its exit code
+            _report(KeyboardInterrupt())
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -92,7 +94,7 @@ app.add_typer(cache_app, name="cache")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A feature cache, NAME.zarr.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 
 
 def parse_sides(text: str) -> tuple[int, ...]:
@@ -286,7 +288,7 @@ def extract(
 
     Example: vis4mer extract videos.csv --cache my.zarr --backbone vit_small_patch16_224.augreg_in1k
     """
-    from .extract.job import extract_videos, plan_videos
+    from .extract.request import extract_videos, plan_videos
 
     sides = parse_sides(grids)
     if dry_run:
@@ -345,7 +347,7 @@ def label(
 
     Example: vis4mer label my.zarr --dataset videos.csv
     """
-    from .extract.job import label_cache
+    from .extract.request import label_cache
 
     table, missing = label_cache(cache, dataset, videos=videos)
     render.print_labels(cache, table, missing, as_json=as_json)
@@ -356,7 +358,7 @@ def label(
 
 @app.command("train-decoder")
 def train_decoder_command(
-    run: Annotated[Path, typer.Option(help="Directory of this run; new, or with --resume.")],
+    run: Annotated[Path, typer.Option(help="Directory of this run, made or continued.")],
     cache: Annotated[Path, typer.Option(help="The feature cache to learn from.")],
     task: Annotated[str | None, typer.Option(help="DATASET/TASK, e.g. lvu/relationship.")] = None,
     decoder: Annotated[str | None, typer.Option(help="See `vis4mer decoders`.")] = None,
@@ -366,15 +368,19 @@ def train_decoder_command(
     batch_size: Annotated[int | None, typer.Option(help="Windows in a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of AdamW.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and windows.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file; flags override it.")] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="Any field, e.g. decoder.variant=official.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the config that the run was begun with.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a temporal decoder from a feature cache, then judge it on val and test.
+
+    Killed at any moment, the same command goes on; so does --cache and --run with --resume alone.
 
     Example: vis4mer train-decoder --cache lvu.zarr --task lvu/relationship --run runs/s4
     """
@@ -384,6 +390,11 @@ def train_decoder_command(
     from .store.cache import open_cache
 
     opened = open_cache(cache)
+    if resume and not (run / "config.json").exists():
+        raise UsageError(f"--resume: {run} holds no run; leave --resume out to begin one")
+    if not resume and task is None and config is None and not sets:
+        present = ", ".join(opened.tasks()) or "none; add labels with `vis4mer label`"
+        raise UsageError(f"--task is missing: expected DATASET/TASK; {cache} has {present}")
     flags = {
         "task": task,
         "decoder.name": decoder,
@@ -395,13 +406,10 @@ def train_decoder_command(
         "seed": seed,
         "device": device,
     }
-    begun = resume and config is None and (run / "config.json").exists()
-    base = open_run(run).about.train if begun else None
+    base = open_run(run).about.train if resume and config is None else None
     resolved = load_config(file=config, base=base, flags=flags, sets=sets or [])
     with console.Progress() as show:
-        result = train_decoder(
-            opened, resolved, run, resume=resume, progress=partial(render.show_training, show)
-        )
+        result = train_decoder(opened, resolved, run, progress=partial(render.show_training, show))
     render.print_training(result, as_json=as_json)
 
 
@@ -456,19 +464,23 @@ def predict(
 ) -> None:
     """Predict videos with a trained run: decode, extract, run the decoder.
 
+    With --stream, a line a frame says what is predicted since the last reset, every window; with
+    --json too, each is a JSON object of its own.
+
     Example: vis4mer predict new.mp4 --run runs/s4 --stream
     """
     from . import predict as predicting
     from .decode.runs import open_run
+    from .store.errors import UsageError
 
     opened = open_run(run)
     if stream:
-        for video in videos:
-            frames = predicting.stream_video(
-                video, opened, backbone=backbone, weights=weights, device=device
-            )
-            classes = opened.about.classes
-            render.print_stream(video, frames, classes=classes, top=top, as_json=as_json)
+        if stride is not None:
+            raise UsageError("--stride goes without --stream: a stream's windows never overlap")
+        events = predicting.stream_videos(
+            videos, opened, backbone=backbone, weights=weights, device=device
+        )
+        _exit(*render.print_stream(events, classes=opened.about.classes, top=top, as_json=as_json))
         return
     with console.Progress() as show:
         found = predicting.predict_videos(
@@ -481,8 +493,13 @@ def predict(
             on_phase=show,
         )
     render.print_predictions(found, top=top, as_json=as_json)
-    if found.failures:
-        raise typer.Exit(EXIT_SOME_FAILED if found.predictions else 1)
+    _exit(len(found.predictions), len(found.failures))
+
+
+def _exit(num_done: int, num_failed: int) -> None:
+    """End with exit code 3 when some videos failed, 1 when all did."""
+    if num_failed:
+        raise typer.Exit(EXIT_SOME_FAILED if num_done else 1)
 
 
 @app.command()

@@ -262,7 +262,7 @@ def _train(
             )
 
     report(f"training the decoder {decoder!r} in {run}")
-    test = train_decoder(cache, config, run, resume=True, progress=tell).test
+    test = train_decoder(cache, config, run, progress=tell).test
     if test is None:
         raise Vis4merError(f"{run}: the task {task} has no test videos to judge by")
     score = DecoderScore(decoder=decoder, correct=test.correct, total=test.total, run=run)
@@ -280,7 +280,13 @@ def _predict_first(
     row = labelled.table.split("test")[0]
     video = next(video.path for video in labelled.videos if video.id == row.id)
     report(f"predicting {video}, which no decoder has seen")
-    best = predict_videos([video], open_run(run), device=device).predictions[0].top()[0]
+    found = predict_videos([video], open_run(run), device=device)
+    for failure in found.failures:
+        raise Vis4merError(
+            f"the demo's clip {failure.source_name} cannot be predicted ({failure.reason}); delete "
+            "it and run the demo again"
+        )
+    best = found.predictions[0].top()[0]
     prediction = HeldOutPrediction(
         video=video,
         label=labelled.table.classes[int(row.label)],

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -96,7 +96,8 @@ def plan_clips(seed: int, *, num_twins: Mapping[Split, int] = NUM_TWINS) -> tupl
 def _draw_starts(rng: np.random.Generator) -> tuple[int, int]:
     """Uniform over all pairs of starts that leave MIN_GAP_SECONDS between the events."""
     slack = CLIP_SECONDS - 2 * EVENT_SECONDS - MIN_GAP_SECONDS
-    # Two sorted draws without replacement from slack + 2 places are one pair in slack + 1 … 0 gaps.
+    # A pair low ≤ high of slack + 1 places, with repetition, is two distinct draws from slack + 2
+    # places with one subtracted from the larger.
     low, high = sorted(rng.choice(slack + 2, size=2, replace=False).tolist())
     return low, high - 1 + EVENT_SECONDS + MIN_GAP_SECONDS
 
@@ -155,23 +156,19 @@ def write_clips(
     *,
     seed: int,
     num_twins: Mapping[Split, int] = NUM_TWINS,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write the clips that are missing into `directory`, and the CSV of their labels beside them.
 
-    progress: called with the number of clips done and of all clips. Returns the CSV. Raises
-    UsageError when other labels stand there (another seed, or edited), StorageError when the disk
-    refuses.
+    Returns the CSV. Raises UsageError when other labels stand there (another seed, or edited),
+    StorageError when the disk refuses.
     """
     clips = plan_clips(seed, num_twins=num_twins)
     table = directory / LABELS_NAME
     _write_labels(table, clips, seed=seed)
-    for done, clip in enumerate(clips, start=1):
+    for clip in clips:
         path = directory / clip.name
         if not path.exists():
             write_atomic(path, encode_clip(draw_frames(clip, seed=seed)))
-        if progress is not None:
-            progress(done, len(clips))
     return table
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import platform
 import shutil
 import sys
@@ -21,6 +20,8 @@ from types import ModuleType
 from typing import Any
 
 from . import __version__
+from .extract.cores import usable_cores
+from .extract.wording import describe_error
 
 MIN_PYTHON = (3, 11)
 MIN_FREE_BYTES = 2 << 30
@@ -76,7 +77,7 @@ def _guarded(group: Callable[[], Iterator[Check]]) -> Iterator[Check]:
     except Exception as error:  # a half-broken package may raise anything at all
         yield Check(
             name=group.__name__.strip("_"),
-            value=f"cannot be checked: {_describe(error)}",
+            value=f"cannot be checked: {describe_error(error)}",
             ok=False,
             hint=_REINSTALL,
         )
@@ -89,12 +90,7 @@ def _try_import(module: str) -> ModuleType | str:
     except (
         Exception
     ) as error:  # libraries built for another Python, torch or CUDA fail in many ways
-        return _describe(error)
-
-
-def _describe(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+        return describe_error(error)
 
 
 def _version(module: ModuleType) -> str:
@@ -128,17 +124,11 @@ def _torch() -> Iterator[Check]:
     yield Check(name="torch", value=f"{_version(torch)}, {built}", ok=True)
     yield Check(
         name="cpu",
-        value=f"{_usable_cores()} cores, {torch.get_num_threads()} threads in torch",
+        value=f"{usable_cores()} cores, {torch.get_num_threads()} threads in torch",
         ok=True,
     )
     yield from _gpus(torch)
     yield _bfloat16(torch)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _gpus(torch: Any) -> Iterator[Check]:
@@ -175,7 +165,7 @@ def _gpu(torch: Any, index: int) -> Check:
     except RuntimeError as error:  # no kernels for its architecture, or all of its memory is taken
         return Check(
             name=f"gpu {index}",
-            value=f"{value}: {_describe(error)}",
+            value=f"{value}: {describe_error(error)}",
             ok=False,
             hint="choose another with `--device`, or install the build of torch that fits it",
         )
@@ -214,7 +204,7 @@ def _torchvision() -> Iterator[Check]:
 
         replaced = prepare_torchvision() is not None
     except ImportError as error:
-        yield _broken("torchvision", _describe(error), "extraction")
+        yield _broken("torchvision", describe_error(error), "extraction")
         return
     torchvision = _try_import("torchvision")
     if isinstance(torchvision, str):
@@ -238,7 +228,7 @@ def _readers() -> Iterator[Check]:
     try:
         from .extract.readers import available_readers
     except ImportError as error:
-        yield _broken("reader pyav", _describe(error), "reading videos")
+        yield _broken("reader pyav", describe_error(error), "reading videos")
         return
     for reader in available_readers():
         name = f"reader {reader.name}"

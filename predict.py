@@ -1,9 +1,10 @@
 """From a video file to a prediction: the one place where both stages meet outside the demo.
 
-`predict_videos` extracts into a temporary cache with the run's own CacheSpec and decodes from it,
-as training did. `stream_video` reads frame by frame in constant memory. A run directory may be a
-colleague's: what it names is used only if it is a backbone that timm itself knows; a plug-in or a
-weights file must be given again by the caller.
+`predict_videos` extracts into temporary caches with the run's own CacheSpec and decodes from them,
+as training did. `stream_videos` reads frame by frame in constant memory. A run directory may be a
+colleague's: what it names is used only if it is a backbone that timm itself knows, with that
+model's own weights or with seeded random ones; a plug-in or a weights file must be given again by
+the caller.
 """
 
 from __future__ import annotations
@@ -18,25 +19,53 @@ from .store.errors import UsageError
 from .store.spec import CacheSpec, require_same
 
 if TYPE_CHECKING:
-    from .decode.predict import EntryPrediction, StreamPrediction
+    from .decode.predict import EntryPrediction
     from .decode.runs import Run
+    from .decode.stream import StreamPrediction, StreamPredictor
     from .extract.backbones import Backbone
+    from .extract.progress import DamagedVideo
+    from .extract.readers.base import VideoStream
+    from .extract.sources import VideoSource
     from .store.failures import FailureRecord
+
+GROUP_VIDEOS = 16
+"""So many videos' tokens are on the disk (in TMPDIR) at once, however many are predicted."""
 
 OnPhase = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoPredictions:
-    """What became of some videos: each is either predicted or failed, in the order found."""
+    """What became of some videos: each is either predicted or failed. All three are in the order in
+    which the videos were found; damaged: those predicted although some frames are damaged."""
 
     predictions: tuple[EntryPrediction, ...]
     failures: tuple[FailureRecord, ...]
+    damaged: tuple[DamagedVideo, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedFrame:
+    """One more frame of a video was read: what is predicted now."""
+
+    video: VideoSource
+    prediction: StreamPrediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedVideo:
+    """A video's end: how many frames were predicted, how many of its frames are damaged, and, where
+    it could not be read (to its end), why."""
+
+    video: VideoSource
+    num_frames: int
+    damaged_frames: int
+    failure: str | None = None
 
 
 def predict_videos(
     videos: Sequence[str | Path],
-    run: Run,
+    run: Run | str | Path,
     *,
     backbone: str | None = None,
     weights: str | None = None,
@@ -44,63 +73,169 @@ def predict_videos(
     stride_seconds: float | None = None,
     on_phase: OnPhase | None = None,
 ) -> VideoPredictions:
-    """Predict video files (paths, folders, globs) with a trained run (`decode.runs.open_run`).
+    """Predict video files (paths, folders, globs) with a trained run.
 
     backbone, weights: needed only when the run's cache was made with a plug-in or with a weights
     file; they must make the same tokens, or FingerprintError says which field differs.
-    stride_seconds: between the 60 s windows whose predictions are averaged, default the run's own.
-    on_phase: told in words what begins. A video that cannot be read is among the failures.
+    stride_seconds: between the run's windows, whose predictions are averaged; default the run's
+    own. on_phase: told in words what begins. A video that cannot be read is among the failures.
+    Raises UsageError for a device that is not here or a video that does not exist, before anything
+    is read.
     """
+    from .decode.device import Compute
+    from .extract.sources import resolve_sources
+
+    tell = on_phase or (lambda _: None)
+    opened = _opened(run)
+    sources = resolve_sources([str(video) for video in videos])
+    Compute.of(device=device)
+    opened.load_decoder()  # a run without weights is refused before its videos are read
+    tell("loading the backbone")
+    loaded = load_backbone_of(opened, backbone=backbone, weights=weights, device=device)
+    predictions: list[EntryPrediction] = []
+    failures: list[FailureRecord] = []
+    damaged: list[DamagedVideo] = []
+    for start in range(0, len(sources), GROUP_VIDEOS):
+        group = sources[start : start + GROUP_VIDEOS]
+        found = _predict_group(
+            group,
+            opened,
+            loaded,
+            device=device,
+            stride_seconds=stride_seconds,
+            tell=tell,
+            where=f"videos {start + 1}–{start + len(group)} of {len(sources)}",
+        )
+        predictions += found.predictions
+        failures += found.failures
+        damaged += found.damaged
+    return VideoPredictions(
+        predictions=tuple(predictions), failures=tuple(failures), damaged=tuple(damaged)
+    )
+
+
+def _predict_group(
+    sources: Sequence[VideoSource],
+    run: Run,
+    backbone: Backbone,
+    *,
+    device: str,
+    stride_seconds: float | None,
+    tell: OnPhase,
+    where: str,
+) -> VideoPredictions:
+    """Predict videos through a cache that is gone afterwards."""
     from .decode.predict import predict_entries
     from .extract.pipeline import fill_cache
     from .extract.readers import get_reader
-    from .extract.sources import resolve_sources
     from .store.cache import create_cache
 
-    tell = on_phase or (lambda _: None)
-    sources = resolve_sources([str(video) for video in videos])
-    tell("loading the backbone")
-    loaded = load_backbone_of(run, backbone=backbone, weights=weights, device=device)
+    place = {source.id: i for i, source in enumerate(sources)}
     with tempfile.TemporaryDirectory(prefix="vis4mer-predict-") as folder:
         cache = create_cache(Path(folder) / "videos.zarr", run.about.spec)
-        tell(f"extracting {len(sources)} videos")
-        summary = fill_cache(sources, cache, loaded, get_reader(cache.spec.reader))
-        tell("decoding")
-        predictions = predict_entries(
-            run,
-            cache,
-            [source.id for source in sources if source.id in cache],
-            stride_seconds=stride_seconds,
-            device=device,
-        )
-    return VideoPredictions(predictions=tuple(predictions), failures=summary.failures)
+        tell(f"extracting {where}")
+        summary = fill_cache(sources, cache, backbone, get_reader(cache.spec.reader))
+        ids = [source.id for source in sources if source.id in cache]
+        predictions: Sequence[EntryPrediction] = ()
+        if ids:
+            tell(f"decoding {where}")
+            predictions = predict_entries(
+                run, cache, ids, stride_seconds=stride_seconds, device=device
+            )
+    return VideoPredictions(
+        predictions=tuple(predictions),
+        failures=tuple(sorted(summary.failures, key=lambda failure: place[failure.id])),
+        damaged=tuple(sorted(summary.damaged, key=lambda video: place[video.id])),
+    )
+
+
+def stream_videos(
+    videos: Sequence[str | Path],
+    run: Run | str | Path,
+    *,
+    backbone: str | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+) -> Iterator[StreamedFrame | StreamedVideo]:
+    """Predictions after every sampled frame of one video after another, in memory that does not
+    grow: for each video its frames, then its end, which says whether it could be read.
+
+    Arguments and errors as for `predict_videos`; UsageError also when the decoder is not causal.
+    Everything is found, loaded and refused by the call itself, once for all videos.
+
+        for event in stream_videos(["camera.mp4"], "runs/s4"):
+            if isinstance(event, StreamedFrame):
+                print(event.prediction)
+    """
+    from .decode.stream import StreamPredictor
+    from .extract.sources import resolve_sources
+
+    opened = _opened(run)
+    sources = resolve_sources([str(video) for video in videos])
+    predictor = StreamPredictor(opened, device=device)
+    loaded = load_backbone_of(opened, backbone=backbone, weights=weights, device=device)
+    return _events(sources, opened.about.spec, loaded, predictor)
 
 
 def stream_video(
     video: str | Path,
-    run: Run,
+    run: Run | str | Path,
     *,
     backbone: str | None = None,
     weights: str | None = None,
     device: str = "auto",
 ) -> Iterator[StreamPrediction]:
-    """Predictions after every sampled frame of one video, in memory that does not grow.
+    """The predictions of `stream_videos` for one file; VideoError where it cannot be read on."""
+    events = stream_videos([video], run, backbone=backbone, weights=weights, device=device)
 
-    Arguments and errors as for `predict_videos`; UsageError when the decoder is not causal.
-    """
-    from .decode.predict import StreamPredictor
+    def predictions() -> Iterator[StreamPrediction]:
+        from .extract.readers import VideoError
+
+        for event in events:
+            if isinstance(event, StreamedFrame):
+                yield event.prediction
+            elif event.failure is not None:
+                raise VideoError(event.video.path, event.failure)
+
+    return predictions()
+
+
+def _events(
+    sources: Sequence[VideoSource], spec: CacheSpec, backbone: Backbone, predictor: StreamPredictor
+) -> Iterator[StreamedFrame | StreamedVideo]:
+    from .extract.readers import VideoError, get_reader
+
+    reader = get_reader(spec.reader)
+    for video in sources:
+        predictor.reset()
+        num_frames = damaged_frames = 0
+        failure = None
+        try:
+            with reader.open(video.path, fps=spec.sampling.fps) as stream:
+                for prediction in _predicted(stream, spec, backbone, predictor):
+                    num_frames += 1
+                    damaged_frames = stream.damaged_frames
+                    yield StreamedFrame(video=video, prediction=prediction)
+                damaged_frames = stream.damaged_frames
+        except VideoError as error:
+            failure = error.reason
+        yield StreamedVideo(
+            video=video, num_frames=num_frames, damaged_frames=damaged_frames, failure=failure
+        )
+
+
+def _predicted(
+    stream: VideoStream, spec: CacheSpec, backbone: Backbone, predictor: StreamPredictor
+) -> Iterator[StreamPrediction]:
+    """A prediction for every frame of an open video."""
     from .extract.preprocess import resize_frames
-    from .extract.readers import get_reader
 
-    predictor = StreamPredictor(run, device=device)
-    loaded = load_backbone_of(run, backbone=backbone, weights=weights, device=device)
-    spec = run.about.spec
-    with get_reader(spec.reader).open(Path(video), fps=spec.sampling.fps) as stream:
-        for batch in stream:
-            tokens = loaded.encode(resize_frames(batch.frames, spec.preprocess))
-            patch, prefix = tokens.patch.float().cpu().numpy(), tokens.prefix.float().cpu().numpy()
-            for i, pts_seconds in enumerate(batch.pts_seconds):
-                yield predictor.push(patch[i], prefix[i], pts_seconds=float(pts_seconds))
+    for batch in stream:
+        tokens = backbone.encode(resize_frames(batch.frames, spec.preprocess))
+        patch = tokens.patch.float().cpu().numpy()  # T h·w D
+        prefix = tokens.prefix.float().cpu().numpy()  # T p D
+        for i, pts_seconds in enumerate(batch.pts_seconds):
+            yield predictor.push(patch[i], prefix[i], pts_seconds=float(pts_seconds))
 
 
 def load_backbone_of(
@@ -128,13 +263,22 @@ def load_backbone_of(
 
 
 def _require_named(run: Run, spec: CacheSpec, *, backbone: str | None, weights: str | None) -> None:
+    """UsageError for a backbone or weights that are nobody's but the run's own word."""
+    from .extract.weights import random_seed
+
     if ":" in spec.backbone and backbone is None:
         raise UsageError(
             f"{run.path} was trained on tokens of {spec.backbone!r}, a plug-in or hub address "
             f"outside timm's own list; if you trust it, add --backbone {spec.backbone}"
         )
-    if spec.weights == "file" and weights is None:
+    if weights is None and spec.weights != "hub" and random_seed(spec.weights) is None:
         raise UsageError(
             f"{run.path} was trained on tokens of {spec.backbone} with weights from a file "
             f"(sha256 {spec.weights_sha256[:12]}…); add --weights FILE"
         )
+
+
+def _opened(run: Run | str | Path) -> Run:
+    from .decode.runs import open_run
+
+    return open_run(run) if isinstance(run, (str, Path)) else run

@@ -28,14 +28,13 @@ if TYPE_CHECKING:
 
     from .decode.decoders.about import DecoderAbout
     from .decode.metrics import EvaluationResult
-    from .decode.predict import StreamPrediction
     from .decode.runs import TrainResult
     from .decode.train import TrainProgress
     from .demo import DemoResult
     from .doctor import Check
     from .extract.plan import ExtractPlan
     from .extract.progress import ExtractProgress, ExtractSummary
-    from .predict import VideoPredictions
+    from .predict import StreamedFrame, StreamedVideo, VideoPredictions
     from .store.failures import FailureRecord
     from .store.gc import GarbageReport
     from .store.records import EntryRecord
@@ -96,7 +95,7 @@ def print_plan(plan: ExtractPlan, *, as_json: bool) -> None:
     for entry_id, reason in plan.unreadable.items():
         print_line(f"cannot be read: {entry_id}: {reason}")
     print_line(
-        f"{len(plan.to_extract)} videos to extract: {plan.frames} frames, "
+        f"{_count(len(plan.to_extract), 'video')} to extract: {plan.frames} frames, "
         f"{human_bytes(plan.num_bytes)} of {human_bytes(plan.free_bytes)} free"
     )
     print_line(
@@ -132,7 +131,7 @@ def show_training(show: Progress, progress: TrainProgress) -> None:
         print_note(f"note: {progress.note}")
     where = f"epoch {progress.epoch}/{progress.epochs}"
     if (epoch := progress.finished) is not None:
-        validation = "" if epoch.val_score is None else f"  val {epoch.val_score:.4f}"
+        validation = "" if epoch.val_score is None else f"  val score {epoch.val_score:.4f}"
         print_note(
             f"{where}  loss {epoch.train_loss:.4f}{validation}  lr {epoch.lr:.2e}  "
             f"{human_seconds(epoch.seconds)}"
@@ -153,25 +152,38 @@ def prediction_lines(output: Sequence[float], classes: Sequence[str], *, top: in
 
 
 def print_stream(
-    video: str,
-    frames: Iterable[StreamPrediction],
+    events: Iterable[StreamedFrame | StreamedVideo],
     *,
     classes: Sequence[str],
     top: int,
     as_json: bool,
-) -> None:
-    """One line for every frame of a stream; JSON lines with `as_json`."""
-    for frame in frames:
-        if as_json:
-            sys.stdout.write(json.dumps({"video": video, **asdict(frame)}) + "\n")
-            sys.stdout.flush()
-            continue
-        shown = "too few tokens so far"
-        if frame.output is not None:
-            shown = "  ".join(prediction_lines(frame.output, classes, top=top))
-        print_line(f"{video}  {frame.pts_seconds:9.2f} s  {shown}")
-        if frame.complete:
-            print_line(f"{video}  window of {frame.window_frames} frames complete; starting again")
+) -> tuple[int, int]:
+    """`predict --stream`: a line a frame, of JSON with `as_json`. Videos done, videos failed."""
+    from .predict import StreamedFrame
+
+    num_done = num_failed = 0
+    for event in events:
+        if isinstance(event, StreamedFrame):
+            _print_frame(event, classes=classes, top=top, as_json=as_json)
+        elif event.failure is not None:
+            num_failed += 1
+            print_error(f"{event.video.name}: {event.failure}")
+        else:
+            num_done += 1
+    return num_done, num_failed
+
+
+def _print_frame(frame: StreamedFrame, *, classes: Sequence[str], top: int, as_json: bool) -> None:
+    video, prediction = frame.video.id, frame.prediction
+    if as_json:
+        sys.stdout.write(json.dumps({"video": video, **asdict(prediction)}) + "\n")
+        sys.stdout.flush()
+        return
+    words = "too few tokens so far"
+    if prediction.output is not None:
+        words = "  ".join(prediction_lines(prediction.output, classes, top=top))
+    end = f"  (window of {prediction.window_frames} frames complete)" if prediction.complete else ""
+    print_line(f"{video}  {prediction.pts_seconds:9.2f} s  {words}{end}")
 
 
 # Caches -----------------------------------------------------------------------------------------
@@ -215,11 +227,17 @@ def print_verification(report: VerifyReport, *, as_json: bool) -> None:
         return
     for problem in report.problems:
         print_line(f"damaged: {problem.reason}")
-    found = "no problems" if report.ok else f"{len(report.problems)} problems"
+    found = "no problems" if report.ok else _count(len(report.problems), "problem")
     print_line(
         f"{report.mode} check of {report.num_entries} videos, {human_bytes(report.num_bytes)}: "
         + found
+        + ("; flipped bytes show only with --full" if report.mode == "quick" else "")
     )
+    if not report.ok:
+        print_line(
+            "to mend it: `vis4mer cache rm CACHE ID…` for the videos named above, then the same "
+            "`vis4mer extract` again"
+        )
 
 
 def print_garbage(report: GarbageReport, *, dry_run: bool, as_json: bool) -> None:
@@ -228,7 +246,8 @@ def print_garbage(report: GarbageReport, *, dry_run: bool, as_json: bool) -> Non
         print_json(asdict(report))
         return
     verb = "would free" if dry_run else "freed"
-    print_line(f"{verb} {human_bytes(report.num_bytes)} in {report.num_files} files")
+    young = "" if report.num_files else " (what is younger than --grace-hours is kept)"
+    print_line(f"{verb} {human_bytes(report.num_bytes)} in {report.num_files} files{young}")
 
 
 def print_labels(cache: Path, table: TaskTable, missing: Sequence[str], *, as_json: bool) -> None:
@@ -241,7 +260,7 @@ def print_labels(cache: Path, table: TaskTable, missing: Sequence[str], *, as_js
     print_line(f"{cache} now has task {table.reference}: {len(table.rows)} rows, {outputs}")
     if missing:
         some = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        print_line(f"{len(missing)} of its videos are not in the cache: {some}")
+        print_line(f"not in the cache: {_count(len(missing), 'video')}: {some}")
 
 
 # Decoders ---------------------------------------------------------------------------------------
@@ -257,7 +276,7 @@ def print_training(result: TrainResult, *, as_json: bool) -> None:
             print_line(judged.describe())
     if result.horizon_seconds:
         horizons = ", ".join(f"{seconds:.3g}" for seconds in result.horizon_seconds)
-        print_line(f"kernel horizons by layer (99 % of the energy): {horizons} s")
+        print_line(f"the kernels reach back (99 % of the energy, median, by layer): {horizons} s")
     print_line(
         f"{result.num_parameters:,} parameters, {result.selected} weights of epoch {result.epoch}, "
         f"{human_seconds(result.seconds)}, {human_bytes(result.bytes_read)} read; "
@@ -278,7 +297,7 @@ def print_evaluation(result: EvaluationResult, *, as_json: bool) -> None:
         ]
         print_table(("class", "right", *result.classes), rows, title="taken for:")
     print_line(
-        f"{result.num_windows} windows every {result.stride_seconds:g} s, "
+        f"{_count(result.num_windows, 'window')} every {result.stride_seconds:g} s, "
         f"{human_bytes(result.bytes_read)} read in {human_seconds(result.seconds)}"
     )
 
@@ -294,9 +313,11 @@ def print_predictions(found: VideoPredictions, *, top: int, as_json: bool) -> No
         )
     else:
         for done in found.predictions:
-            print_line(f"{done.id}  ({len(done.windows)} windows)")
+            print_line(f"{done.id}  ({_count(len(done.windows), 'window')})")
             for line in prediction_lines(done.output, done.classes, top=top):
                 print_line(f"  {line}")
+    for video in found.damaged:
+        print_note(f"note: {video.id} has {_count(video.damaged_frames, 'damaged frame')}")
     for failure in found.failures:
         print_error(f"{failure.source_name}: {failure.reason}")
 
@@ -309,7 +330,7 @@ def print_decoders(described: Sequence[DecoderAbout], *, as_json: bool) -> None:
     for about in described:
         print_line(f"{about.name}: {about.summary}")
         for option in about.options:
-            print_line(f"  {option.name:<16} {option.kind}, default {option.default}")
+            print_line(f"  {option.name:<16} {option.describe()}")
 
 
 def print_checks(checks: Sequence[Check], *, as_json: bool) -> None:
@@ -320,3 +341,7 @@ def print_checks(checks: Sequence[Check], *, as_json: bool) -> None:
     marks = {True: "ok", False: "WRONG", None: "-"}
     rows = [(marks[c.ok], c.name, c.value, c.hint) for c in checks]
     print_table(("", "what", "found", "what to do"), rows)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

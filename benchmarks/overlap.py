@@ -139,7 +139,7 @@ def run_all(
     reader: Reader,
     *,
     workers: int | None = None,
-    encoders: int | None = None,
+    backbone_threads: int | None = None,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache = create_cache(Path(folder) / "c.zarr", cache_spec(backbone))
@@ -150,7 +150,7 @@ def run_all(
             reader,
             batch_size=BATCH_SIZE,
             workers=workers,
-            encoders=encoders,
+            backbone_threads=backbone_threads,
         )
 
 
@@ -184,7 +184,7 @@ def main() -> None:
         costs["writing"].append(measured(lambda: write_alone(counts, backbone)))
         costs["all cores"].append(measured(lambda: run_all(videos, backbone, reader)))
         costs["one core each"].append(
-            measured(lambda: run_all(videos, pinned, pinned_reader, workers=1, encoders=1))
+            measured(lambda: run_all(videos, pinned, pinned_reader, workers=1, backbone_threads=1))
         )
     report(costs, frames=sum(counts), cores=len(cores), options=options)
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from vis4mer.decode.batch import TokenBatch
 from vis4mer.decode.decoders import build_decoder
 from vis4mer.decode.mixers.s4 import S4Mixer, S4Options
+from vis4mer.decode.ssm.base import as_complex
 from vis4mer.decode.ssm.cauchy import (
     ContinuousDplr,
     cauchy_kernel,
@@ -37,7 +38,7 @@ from vis4mer.decode.ssm.cauchy import (
 )
 from vis4mer.decode.ssm.hippo import legs, legs_nplr
 from vis4mer.decode.ssm.kernel import block_convolution, block_operators, block_step, kernel
-from vis4mer.decode.ssm.s4 import Dplr, as_complex
+from vis4mer.decode.ssm.s4 import Dplr
 
 
 @dataclass(frozen=True)

@@ -43,12 +43,15 @@ class TokenBatch:
     prefix: float (B, T, p, D), or None when the view has no prefix tokens.
     mask: bool (B, T), True where a frame is real; real frames come first.
     pts_seconds: float64 (B, T), presentation times; padding repeats zero.
+    lengths: real frames of each window, on the host, so that nobody waits for the device to learn
+        what was known before. Left out, they are read from the mask, which is such a wait.
     """
 
     patch: Tensor | None
     prefix: Tensor | None
     mask: Tensor
     pts_seconds: Tensor
+    lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.patch is None and self.prefix is None:
@@ -61,6 +64,23 @@ class TokenBatch:
                     f"{name} has shape {tuple(tokens.shape)}, expected {dims} dimensions "
                     f"that begin with (B, T) = {tuple(self.mask.shape)}"
                 )
+        if not self.lengths:
+            object.__setattr__(self, "lengths", _lengths(self.mask))
+        num_windows, num_frames = self.mask.shape
+        if len(self.lengths) != num_windows or not all(0 <= n <= num_frames for n in self.lengths):
+            raise ValueError(
+                f"lengths are {self.lengths}, expected {num_windows} of 0 to {num_frames} frames"
+            )
+
+    @property
+    def padded(self) -> bool:
+        """Whether any frame is padding."""
+        return self.min_frames < self.mask.shape[1]
+
+    @property
+    def min_frames(self) -> int:
+        """Real frames of the shortest window."""
+        return min(self.lengths, default=self.mask.shape[1])
 
     @property
     def shape(self) -> TokenShape:
@@ -102,4 +122,14 @@ class TokenBatch:
             prefix=move(self.prefix),
             mask=self.mask.to(device, non_blocking=True),
             pts_seconds=self.pts_seconds.to(device, non_blocking=True),
+            lengths=self.lengths,
         )
+
+
+def _lengths(mask: Tensor) -> tuple[int, ...]:
+    """Real frames of each window of a mask (B, T); ValueError unless they come first."""
+    host = mask.cpu()  # B T
+    lengths = host.sum(dim=1)  # B
+    if not torch.equal(host, torch.arange(host.shape[1])[None] < lengths[:, None]):
+        raise ValueError("mask has a real frame after padding; real frames come first")
+    return tuple(lengths.tolist())

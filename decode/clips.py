@@ -79,7 +79,7 @@ def host_clip(tokens: ViewTokens, pts: NDArray[np.float64], *, pin: bool = False
     clip = Clip(
         patch=_from_numpy(tokens.patch, pin=pin),
         prefix=_from_numpy(tokens.prefix, pin=pin),
-        pts_seconds=torch.from_numpy(pts),
+        pts_seconds=_pinned(torch.from_numpy(pts), pin=pin),
     )
     return HostClip(clip=clip, num_bytes=tokens.num_bytes)
 
@@ -107,16 +107,22 @@ def pool_to_grid(patch: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def collate(clips: Sequence[Clip], dtype: torch.dtype) -> TokenBatch:
     """One batch of clips, padded with zeros after the valid frames to the longest of them."""
-    lengths = torch.tensor([clip.num_frames for clip in clips])
-    longest = int(lengths.max())
+    lengths = tuple(clip.num_frames for clip in clips)
+    longest = max(lengths)
     device = clips[0].pts_seconds.device
-    mask = torch.arange(longest)[None] < lengths[:, None]  # B T
+    mask = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]  # B T
     return TokenBatch(
         patch=_padded([clip.patch for clip in clips], longest, dtype),
         prefix=_padded([clip.prefix for clip in clips], longest, dtype),
-        mask=mask.to(device, non_blocking=True),
+        mask=to_device(mask, device),
         pts_seconds=_padded_tensor([clip.pts_seconds for clip in clips], longest, torch.float64),
+        lengths=lengths,
     )
+
+
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """A small tensor made on the host, on the device, without waiting for work queued there."""
+    return _pinned(host, pin=device.type == "cuda").to(device, non_blocking=True)
 
 
 def read_ahead(
@@ -151,7 +157,10 @@ def _as_range(frames: Sequence[int]) -> range | Sequence[int]:
 def _from_numpy(tokens: NDArray[np.floating] | None, *, pin: bool) -> Tensor | None:
     if tokens is None:
         return None
-    host = torch.from_numpy(np.ascontiguousarray(tokens))
+    return _pinned(torch.from_numpy(np.ascontiguousarray(tokens)), pin=pin)
+
+
+def _pinned(host: Tensor, *, pin: bool) -> Tensor:
     return host.pin_memory() if pin else host
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..store.errors import FieldDifference, UsageError
+from ..store.fields import flatten
 from ..store.keys import task_path
 from ..store.views import TokenView
-from .typed import build, refuse
+from .typed import build, convert, refuse
 
 Schedule = Literal["cosine", "plateau", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -72,15 +73,15 @@ class OptimizerConfig:
     grad_clip: float | None = None
 
     def __post_init__(self) -> None:
-        _require("optimizer.lr", self.lr, self.lr > 0, "more than 0")
-        _require("optimizer.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
-        _require("optimizer.dynamics_lr", self.dynamics_lr, self.dynamics_lr >= 0, "at least 0")
-        warmup, patience = self.warmup_epochs, self.plateau_patience
-        _require("optimizer.warmup_epochs", warmup, warmup >= 0, "at least 0")
-        _require("optimizer.plateau_patience", patience, patience >= 0, "at least 0")
+        convert(self.schedule, Schedule, field="optimizer.schedule")
+        _require("optimizer.lr", self.lr, 0 < self.lr < math.inf, "more than 0")
+        for name in ("weight_decay", "dynamics_lr", "warmup_epochs", "plateau_patience"):
+            value = getattr(self, name)
+            _require(f"optimizer.{name}", value, 0 <= value < math.inf, "at least 0")
         factor, clip = self.plateau_factor, self.grad_clip
         _require("optimizer.plateau_factor", factor, 0 < factor < 1, "between 0 and 1")
-        _require("optimizer.grad_clip", clip, clip is None or clip > 0, "more than 0, or none")
+        bounded = clip is None or 0 < clip < math.inf
+        _require("optimizer.grad_clip", clip, bounded, "more than 0, or none")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, path: str = "optimizer") -> OptimizerConfig:
@@ -124,10 +125,12 @@ class TrainConfig:
             object.__setattr__(self, "tokens", str(TokenView.parse(self.tokens)))
         for name in ("window_seconds", "validation_stride_seconds", "final_stride_seconds"):
             seconds = getattr(self, name)
-            _require(name, seconds, math.isfinite(seconds) and seconds > 0, "more than 0 seconds")
+            _require(name, seconds, 0 < seconds < math.inf, "more than 0 seconds")
         for name in ("windows_per_video", "epochs", "batch_size", "workers"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _require("seed", self.seed, 0 <= self.seed < 2**63, "0 or more")
+        convert(self.precision, Precision, field="precision")
+        convert(self.select, Select, field="select")
 
     def to_json(self) -> dict[str, Any]:
         """Nested JSON; `from_json` gives an equal record back."""
@@ -182,7 +185,7 @@ def load_config(
 
 def config_differences(stored: TrainConfig, wanted: TrainConfig) -> tuple[FieldDifference, ...]:
     """Fields in which two runs learn something else, dotted names, sorted."""
-    left, right = _flat(stored.to_json()), _flat(wanted.to_json())
+    left, right = flatten(stored.to_json()), flatten(wanted.to_json())
     return tuple(
         FieldDifference(name, str(left.get(name)), str(right.get(name)))
         for name in sorted(left.keys() | right.keys())
@@ -220,13 +223,3 @@ def _toml_lines(table: Mapping[str, Any]) -> list[str]:
         for key, value in table.items()
         if value is not None
     ]
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat

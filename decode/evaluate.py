@@ -5,6 +5,7 @@ Each video's timeline is read once, whatever the stride; windows of different vi
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +23,13 @@ from ..store.spec import require_same
 from ..store.tasks import Split, TaskTable
 from ..store.windows import Window
 from .clips import collate
-from .config import Precision
+from .config import Precision, TrainConfig
 from .device import Compute
 from .loader import Timelines, WindowClip
 from .metrics import EvaluationResult, predict_video
 from .plan import SplitSamples, Stretch, WindowPlan, split_samples
 from .runs import Run, Which
+from .typed import refuse
 
 OnVideo = Callable[[int, int], None]  # videos judged, videos in all
 
@@ -46,6 +48,44 @@ class Judged:
 
     windows: tuple[tuple[JudgedWindow, ...], ...]
     bytes_read: int
+
+    def outputs(self, stretch: int) -> NDArray[np.float64]:
+        """Those of all windows of a stretch: (W, n_out)."""
+        return np.stack([window.outputs for window in self.windows[stretch]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How a run is judged: seconds between windows, windows in a batch, reading threads."""
+
+    stride_seconds: float
+    batch_size: int
+    workers: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.stride_seconds < math.inf:
+            raise refuse("stride_seconds", self.stride_seconds, "more than 0 seconds")
+        for name in ("batch_size", "workers"):
+            if getattr(self, name) < 1:
+                raise refuse(name, getattr(self, name), "at least 1")
+
+    @classmethod
+    def of(
+        cls,
+        config: TrainConfig,
+        *,
+        stride_seconds: float | None,
+        batch_size: int | None,
+        workers: int,
+    ) -> Pace:
+        """What was asked for; None is the run's own final stride or batch size."""
+        return cls(
+            stride_seconds=config.final_stride_seconds
+            if stride_seconds is None
+            else stride_seconds,
+            batch_size=config.batch_size if batch_size is None else batch_size,
+            workers=workers,
+        )
 
 
 def judge(
@@ -125,13 +165,8 @@ def evaluate_split(
         on_video=on_video,
     )
     predictions = tuple(
-        predict_video(
-            np.stack([window.outputs for window in windows]),
-            id=sample.id,
-            label=sample.label,
-            kind=table.kind,
-        )
-        for sample, windows in zip(chosen.samples, judged.windows, strict=True)
+        predict_video(judged.outputs(i), id=sample.id, label=sample.label, kind=table.kind)
+        for i, sample in enumerate(chosen.samples)
     )
     return EvaluationResult(
         task=table.reference,
@@ -154,7 +189,7 @@ def evaluate_run(
     which: Which = "selected",
     stride_seconds: float | None = None,
     device: str = "auto",
-    precision: Precision = "auto",
+    precision: Precision | None = None,
     batch_size: int | None = None,
     workers: int = 4,
     strict: bool = False,
@@ -162,31 +197,36 @@ def evaluate_run(
 ) -> EvaluationResult:
     """Judge a finished or unfinished run on a cache that holds its task.
 
-    stride_seconds: between windows, default the run's own final stride. strict: a video that cannot
-    be read is an error. Raises FingerprintError when the cache was made with other settings.
+    stride_seconds: between windows, default the run's own final stride. precision: default that of
+    the run's training on a GPU, float32 on a CPU. strict: a video that cannot be judged is an
+    error. Raises FingerprintError when the cache was made with other settings.
     """
     config = run.about.train
+    compute = Compute.for_run(config, device=device, precision=precision)
+    pace = Pace.of(config, stride_seconds=stride_seconds, batch_size=batch_size, workers=workers)
     require_same(cache.spec, run.about.spec, name=str(cache.path))
     table = cache.task(config.task)
     run.about.require_task(table)
-    chosen = split_samples(cache, table, split)
+    decoder = run.load_decoder(which)
+    min_frames = run.about.plan.frames_for(decoder.min_frames)
+    chosen = split_samples(cache, table, split, min_frames=min_frames)
     covered = chosen.coverage.describe(split)
     if not chosen.samples or (strict and not chosen.coverage.complete):
         raise Vis4merError(
-            f"{config.task} in {cache.path} has {covered}; extract the missing videos"
+            f"{config.task} in {cache.path} has {covered}; "
+            + ("extract the missing videos" if chosen.coverage.missing else "choose another split")
             + (", or leave out --strict" if chosen.samples else "")
         )
-    compute = Compute.of(device=device, precision=precision)
     return evaluate_split(
-        run.load_decoder(which).to(compute.device),
+        decoder.to(compute.device),
         cache,
         table,
         split,
         run.about.plan,
         compute,
-        stride_seconds=stride_seconds or config.final_stride_seconds,
-        batch_size=batch_size or config.batch_size,
-        workers=workers,
+        stride_seconds=pace.stride_seconds,
+        batch_size=pace.batch_size,
+        workers=pace.workers,
         chosen=chosen,
         on_video=on_video,
     )

@@ -80,9 +80,9 @@ class Learner:
         self._config = config
         self._kind = kind
         self._compute = compute
-        self._losses: list[Tensor] = []  # of this epoch, on the device
+        self._losses: list[float] = []  # of this epoch, those known to be finite
+        self._unchecked: list[Tensor] = []  # those after them, still on the device
         self._sizes: list[int] = []
-        self._unchecked = 0
 
     @property
     def lr(self) -> float:
@@ -102,20 +102,19 @@ class Learner:
         if self._config.optimizer.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optimizer.grad_clip)
         self.optimizer.step()
-        self._losses.append(loss.detach())
+        self._unchecked.append(loss.detach())
         self._sizes.append(len(batch.labels))
         self.steps += 1
-        self._unchecked += 1
-        if self._unchecked == CHECK_STEPS:
+        if len(self._unchecked) == CHECK_STEPS:
             self._check_losses()
 
     def end_steps(self) -> float:
         """The mean loss over the windows of this epoch; DivergedError unless all is finite."""
-        losses = self._check_losses()
+        self._check_losses()
         for name, parameter in self.model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise self._diverged(self.steps - 1, f"parameter {name} is not finite after it")
-        mean = sum(x * n for x, n in zip(losses, self._sizes, strict=True)) / sum(self._sizes)
+        mean = sum(x * n for x, n in zip(self._losses, self._sizes, strict=True)) / sum(self._sizes)
         self._losses, self._sizes = [], []
         return mean
 
@@ -162,19 +161,21 @@ class Learner:
         self.epoch = f.integer(checkpoint.about, "epoch", name=name)
         self.steps = f.integer(checkpoint.about, "steps", name=name)
         self.rate.load_state(f.mapping(checkpoint.about, "rate", name=name), name=name)
-        self.best = _best(checkpoint, name)
+        self.best = best_of(checkpoint, name=name)
 
     # ---------------------------------------------------------------------------------------------
 
-    def _check_losses(self) -> list[float]:
-        """This epoch's losses on the host; the only place where a step waits for the device."""
-        self._unchecked = 0
-        losses = [float(x) for x in torch.stack(self._losses).double().cpu()]
+    def _check_losses(self) -> None:
+        """Bring the new losses to the host; the only place where a step waits for the device."""
+        if not self._unchecked:
+            return
+        losses: list[float] = torch.stack(self._unchecked).double().tolist()
         first = self.steps - len(losses)
         for step, loss in enumerate(losses, start=first):
             if not math.isfinite(loss):
                 raise self._diverged(step, f"its loss is {loss}")
-        return losses
+        self._losses += losses
+        self._unchecked = []
 
     def _diverged(self, step: int, what: str) -> DivergedError:
         lr = self._config.optimizer.lr * self.rate.scale(step)
@@ -198,7 +199,8 @@ def training_loss(outputs: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
     return nn.functional.mse_loss(outputs[:, 0].float(), labels)
 
 
-def _best(checkpoint: Checkpoint, name: str) -> Best | None:
+def best_of(checkpoint: Checkpoint, *, name: str) -> Best | None:
+    """The best epoch that a checkpoint knows; CacheFormatError, naming its file, when damaged."""
     if checkpoint.about.get("best") is None:
         return None
     about = f.mapping(checkpoint.about, "best", name=name)

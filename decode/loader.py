@@ -19,7 +19,7 @@ from ..store.cache import Cache
 from ..store.tasks import TaskKind
 from ..store.windows import Window, evaluation_windows, random_window, window_length
 from .batch import TokenBatch
-from .clips import Clip, HostClip, collate, on_device, read_ahead, read_clip
+from .clips import Clip, HostClip, collate, on_device, read_ahead, read_clip, to_device
 from .plan import Sample, Stretch, WindowPlan
 
 PIECE_FRAMES = 256  # of a timeline read at once in evaluation: a shard, 100 MB of 14 × 14 × 1024
@@ -112,9 +112,7 @@ class TrainLoader:
             clips = [self._clip(next(reads)) for _ in labels]
             yield LabelledBatch(
                 tokens=collate(clips, self._dtype),
-                labels=torch.tensor(labels, dtype=self._label_dtype).to(
-                    self._device, non_blocking=True
-                ),
+                labels=to_device(torch.tensor(labels, dtype=self._label_dtype), self._device),
             )
 
     def _read(self, draw: Draw) -> HostClip:
@@ -226,5 +224,6 @@ class _Held:
         first, last = int(positions[0]), int(positions[-1])
         if last - first + 1 == len(frames):
             return self.clip.select(slice(first, last + 1))
-        index = torch.from_numpy(positions).to(self.clip.pts_seconds.device)
-        return self.clip.select(index)
+        return self.clip.select(
+            to_device(torch.from_numpy(positions), self.clip.pts_seconds.device)
+        )

@@ -20,6 +20,7 @@ from ..store.errors import CacheFormatError
 from ..store.tasks import Split, TaskKind
 
 Array = NDArray[np.float64]
+Outputs = tuple[float, ...]
 _TINY = 1e-12  # a probability of zero costs 27.6 nats, not infinity
 
 
@@ -34,13 +35,18 @@ def window_outputs(outputs: Array, kind: TaskKind) -> Array:
     return softmax(outputs) if kind == "classification" else outputs
 
 
+def video_output(windows: Array) -> Outputs:
+    """A video's output from the `window_outputs` (W, n_out) of its W >= 1 windows: their mean."""
+    return tuple(map(float, windows.mean(axis=0)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoPrediction:
     """One judged row. `output`: mean softmax over its windows, or (mean value,)."""
 
     id: str
     label: float
-    output: tuple[float, ...]
+    output: Outputs
     num_windows: int
 
     @property
@@ -55,23 +61,26 @@ class VideoPrediction:
 
 def predict_video(outputs: Array, *, id: str, label: float, kind: TaskKind) -> VideoPrediction:
     """Aggregate a video's window outputs, float64 (W, n_out), W >= 1."""
-    mean = window_outputs(outputs, kind).mean(axis=0)  # n_out
-    return VideoPrediction(
-        id=id, label=label, output=tuple(map(float, mean)), num_windows=len(outputs)
-    )
+    output = video_output(window_outputs(outputs, kind))
+    return VideoPrediction(id=id, label=label, output=output, num_windows=len(outputs))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """How much of a split could be read: `missing` ids have no entry, `empty` ones no frame."""
+    """How much of a split could be used.
+
+    missing: ids without an entry. empty: without a frame in their extent. short: with fewer frames
+    than the decoder needs.
+    """
 
     total: int
     missing: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
+    short: tuple[str, ...] = ()
 
     @property
     def present(self) -> int:
-        return self.total - len(self.missing) - len(self.empty)
+        return self.total - len(self.missing) - len(self.empty) - len(self.short)
 
     @property
     def complete(self) -> bool:
@@ -80,14 +89,24 @@ class Coverage:
     def describe(self, split: str) -> str:
         """Such as `41/42 test videos, missing: a, b`."""
         text = f"{self.present}/{self.total} {split} videos"
-        for reason, ids in (("missing", self.missing), ("without frames", self.empty)):
+        reasons = {
+            "missing": self.missing,
+            "without frames": self.empty,
+            "too short for the decoder": self.short,
+        }
+        for reason, ids in reasons.items():
             if ids:
                 more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
                 text += f", {reason}: {', '.join(ids[:10])}{more}"
         return text
 
     def to_json(self) -> dict[str, Any]:
-        return {"total": self.total, "missing": list(self.missing), "empty": list(self.empty)}
+        return {
+            "total": self.total,
+            "missing": list(self.missing),
+            "empty": list(self.empty),
+            "short": list(self.short),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, name: str) -> Coverage:
@@ -95,6 +114,7 @@ class Coverage:
             total=f.integer(data, "total", name=name),
             missing=f.texts(data, "missing", name=name),
             empty=f.texts(data, "empty", name=name),
+            short=f.texts(data, "short", name=name),
         )
 
 

@@ -65,7 +65,7 @@ class LearningRate:
     """The factor on the base learning rates: warm-up times schedule.
 
     `scale(step)` is what step number `step` (from 0) uses. `observe(loss)` is told each epoch's
-    validation loss and moves a plateau. The four last fields are its whole state.
+    validation loss and moves a plateau. The three last fields are its whole state.
     """
 
     config: OptimizerConfig

@@ -52,6 +52,10 @@ class WindowPlan:
         """The frames of a window that the view keeps, ascending."""
         return spread_frames(window, length=self.length, frames=self.shape.frames)
 
+    def frames_for(self, kept: int) -> int:
+        """The shortest extent, in frames, of which the view keeps `kept` >= 1 frames."""
+        return (kept - 1) * self.length // self.shape.frames + 1
+
 
 def default_view(spec: CacheSpec) -> TokenView:
     """The largest patch grid that a cache holds, or CLS where it holds no patches."""
@@ -71,24 +75,30 @@ class Stretch:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Stretch):
-    """A task row that can be read."""
+    """A task row that can be used."""
 
     label: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSamples:
-    """The readable rows of a split, in the table's order, and what could not be read."""
+    """The usable rows of a split, in the table's order, and what could not be used."""
 
     samples: tuple[Sample, ...]
     coverage: Coverage
 
 
-def split_samples(cache: Cache, table: TaskTable, split: Split) -> SplitSamples:
-    """Match a split with the cache; rows that cannot be read are counted and listed."""
+def split_samples(
+    cache: Cache, table: TaskTable, split: Split, *, min_frames: int = 1
+) -> SplitSamples:
+    """Match a split with the cache; rows that cannot be used are counted and listed.
+
+    min_frames: of an extent that the decoder can take; see `WindowPlan.frames_for`.
+    """
     samples: list[Sample] = []
     missing: list[str] = []
     empty: list[str] = []
+    short: list[str] = []
     rows = table.split(split)
     for row in rows:
         if row.id not in cache:
@@ -98,7 +108,11 @@ def split_samples(cache: Cache, table: TaskTable, split: Split) -> SplitSamples:
         extent = frames_of_extent(row, num_frames=num_frames, fps=cache.spec.sampling.fps)
         if extent is None:
             empty.append(row.id)
+        elif extent.num_frames < min_frames:
+            short.append(row.id)
         else:
             samples.append(Sample(id=row.id, extent=extent, label=row.label))
-    coverage = Coverage(total=len(rows), missing=tuple(missing), empty=tuple(empty))
+    coverage = Coverage(
+        total=len(rows), missing=tuple(missing), empty=tuple(empty), short=tuple(short)
+    )
     return SplitSamples(samples=tuple(samples), coverage=coverage)

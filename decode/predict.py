@@ -1,4 +1,4 @@
-"""What a trained decoder makes of videos without labels: whole entries of a cache, or a stream.
+"""What a trained decoder makes of videos without labels: whole entries of a cache.
 
 Reads tokens, never video files: whoever has the backbone brings the tokens.
 """
@@ -10,26 +10,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from ..store import quantise
-from ..store.cache import Cache, ViewTokens
-from ..store.spec import CacheSpec, require_same
+from ..store.cache import Cache
+from ..store.errors import UsageError
+from ..store.spec import require_same
 from ..store.tasks import TaskKind
-from ..store.views import TokenView, pool_grid
 from ..store.windows import Window
-from .batch import TokenBatch
-from .clips import collate, host_clip, on_device
 from .config import Precision
 from .decoders import Decoder
 from .device import Compute
-from .evaluate import OnVideo, judge
-from .metrics import window_outputs
-from .plan import Stretch
-from .runs import Run, Which
-
-Outputs = tuple[float, ...]
+from .evaluate import Judged, OnVideo, Pace, judge
+from .metrics import Outputs, video_output, window_outputs
+from .plan import Stretch, WindowPlan
+from .runs import Run, RunAbout, Which
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,189 +84,69 @@ def predict_entries(
     which: Which = "selected",
     stride_seconds: float | None = None,
     device: str = "auto",
-    precision: Precision = "auto",
+    precision: Precision | None = None,
     batch_size: int | None = None,
     workers: int = 4,
     on_video: OnVideo | None = None,
 ) -> list[EntryPrediction]:
     """Predict whole entries of a cache, default all of them, in the order asked for.
 
-    stride_seconds: between windows, default the run's own final stride. Raises FingerprintError
-    when the cache was made with other settings than the run's, EntryNotFoundError for an id that it
-    does not hold.
+    stride_seconds: between windows, default the run's own final stride. precision: default that of
+    the run's training on a GPU, float32 on a CPU. Raises FingerprintError when the cache was made
+    with other settings than the run's, EntryNotFoundError for an id that it does not hold,
+    UsageError, naming them, for videos too short for the decoder.
     """
     about = run.about
+    compute = Compute.for_run(about.train, device=device, precision=precision)
+    pace = Pace.of(
+        about.train, stride_seconds=stride_seconds, batch_size=batch_size, workers=workers
+    )
     require_same(cache.spec, about.spec, name=str(cache.path))
     stretches = [
         Stretch(id=i, extent=Window(start=0, stop=cache.record(i).num_frames))
         for i in (cache.ids() if ids is None else ids)
     ]
-    compute = Compute.of(device=device, precision=precision)
+    decoder = run.load_decoder(which)
+    _require_long_enough(stretches, decoder, about.plan)
     judged = judge(
-        run.load_decoder(which).to(compute.device),
+        decoder.to(compute.device),
         cache,
         stretches,
         about.plan,
         compute,
-        stride_seconds=stride_seconds or about.train.final_stride_seconds,
-        batch_size=batch_size or about.train.batch_size,
-        workers=workers,
+        stride_seconds=pace.stride_seconds,
+        batch_size=pace.batch_size,
+        workers=pace.workers,
         on_video=on_video,
     )
-    predictions = []
-    for stretch, windows in zip(stretches, judged.windows, strict=True):
-        outputs = window_outputs(np.stack([w.outputs for w in windows]), about.kind)  # W n_out
-        predictions.append(
-            EntryPrediction(
-                id=stretch.id,
-                kind=about.kind,
-                classes=about.classes,
-                output=tuple(map(float, outputs.mean(axis=0))),
-                windows=tuple(
-                    WindowPrediction(
-                        start_seconds=judged_window.window.start / about.plan.fps,
-                        end_seconds=judged_window.window.stop / about.plan.fps,
-                        output=tuple(map(float, row)),
-                    )
-                    for judged_window, row in zip(windows, outputs, strict=True)
-                ),
+    return [_prediction(about, stretch.id, judged, i) for i, stretch in enumerate(stretches)]
+
+
+def _require_long_enough(stretches: Sequence[Stretch], decoder: Decoder, plan: WindowPlan) -> None:
+    needed = plan.frames_for(decoder.min_frames)
+    short = [s.id for s in stretches if s.extent.num_frames < needed]
+    if short:
+        more = f" and {len(short) - 10} more" if len(short) > 10 else ""
+        raise UsageError(
+            f"too short for decoder {decoder.name!r}, which needs {needed} frames of a video: "
+            f"{', '.join(short[:10])}{more}; leave them out"
+        )
+
+
+def _prediction(about: RunAbout, id: str, judged: Judged, stretch: int) -> EntryPrediction:
+    outputs = window_outputs(judged.outputs(stretch), about.kind)  # W n_out
+    windows = [judged_window.window for judged_window in judged.windows[stretch]]
+    return EntryPrediction(
+        id=id,
+        kind=about.kind,
+        classes=about.classes,
+        output=video_output(outputs),
+        windows=tuple(
+            WindowPrediction(
+                start_seconds=window.start / about.plan.fps,
+                end_seconds=window.stop / about.plan.fps,
+                output=tuple(map(float, row)),
             )
-        )
-    return predictions
-
-
-# Streams --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamPrediction:
-    """What is predicted after a frame.
-
-    frame: its index since the stream began. window_frames: frames of the running window so far,
-    this one included. complete: the window is full and the next frame begins another.
-    output: of the running window so far, as in WindowPrediction; None while there are too few
-    tokens for this decoder to say anything.
-    """
-
-    frame: int
-    pts_seconds: float
-    window_frames: int
-    complete: bool
-    output: Outputs | None
-
-
-class StreamPredictor:
-    """Feed frames one at a time; memory does not grow with the stream.
-
-    The running prediction starts again every window. At each reset it equals, to rounding, what
-    `predict_entries` says of that window. Raises UsageError, naming the decoder, when it is not
-    causal.
-
-        stream = StreamPredictor(run)
-        for patch, prefix, pts_seconds in frames_from_the_backbone:
-            print(stream.push(patch, prefix, pts_seconds=pts_seconds))
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        *,
-        which: Which = "selected",
-        device: str = "auto",
-        precision: Precision = "auto",
-    ) -> None:
-        self.about = run.about
-        self._compute = Compute.of(device=device, precision=precision)
-        self._decoder: Decoder = run.load_decoder(which).to(self._compute.device)
-        self._plan = run.about.plan
-        self._kept = frozenset(self._plan.frames(Window(start=0, stop=self._plan.length)))
-        self._state = self._fresh_state()
-        self._frame = 0
-        self._output: Outputs | None = None
-
-    def push(
-        self,
-        patch: NDArray[np.floating] | None,
-        prefix: NDArray[np.floating] | None,
-        *,
-        pts_seconds: float,
-    ) -> StreamPrediction:
-        """The prediction after one more frame, with the backbone's tokens for it.
-
-        patch: (h·w, D) of the full grid. prefix: (p, D). Either may be None when the run's view
-        does not use it.
-        """
-        place = self._frame % self._plan.length
-        if place == 0:
-            self._state, self._output = self._fresh_state(), None
-        if place in self._kept:
-            self._step(patch, prefix, pts_seconds)
-        self._frame += 1
-        return StreamPrediction(
-            frame=self._frame - 1,
-            pts_seconds=pts_seconds,
-            window_frames=place + 1,
-            complete=place + 1 == self._plan.length,
-            output=self._output,
-        )
-
-    def _step(
-        self,
-        patch: NDArray[np.floating] | None,
-        prefix: NDArray[np.floating] | None,
-        pts_seconds: float,
-    ) -> None:
-        tokens = tokens_as_stored(
-            self.about.spec,
-            self._plan.view,
-            None if patch is None else patch[None],
-            None if prefix is None else prefix[None],
-        )
-        with torch.inference_mode(), self._compute.autocast():
-            outputs, self._state = self._decoder.stream_step(
-                self._batch(tokens, pts_seconds), self._state
-            )
-        row = outputs.double().cpu().numpy()  # 1 n_out
-        output = window_outputs(row, self.about.kind)[0]
-        self._output = tuple(map(float, output)) if np.isfinite(output).all() else None
-
-    def _batch(self, tokens: ViewTokens, pts_seconds: float) -> TokenBatch:
-        host = host_clip(tokens, np.array([pts_seconds]))
-        return collate([on_device(host, self._plan, self._compute.device)], self._compute.dtype)
-
-    def _fresh_state(self) -> Any:
-        return self._decoder.start_stream(1, self._compute.device)
-
-
-def tokens_as_stored(
-    spec: CacheSpec,
-    view: TokenView,
-    patch: NDArray[np.floating] | None,
-    prefix: NDArray[np.floating] | None,
-) -> ViewTokens:
-    """What a cache of `spec` would give back for a view of these tokens.
-
-    patch: (T, h·w, D) of the full grid. prefix: (T, p, D). Rounded to the stored type, so that a
-    stream and a cache agree; not for int8, whose scales depend on the whole video.
-    """
-    view.require(spec)
-    chosen_patch = chosen_prefix = None
-    if view.cls:
-        if prefix is None:
-            raise ValueError(f"token view {view} needs the prefix tokens")
-        chosen_prefix = _rounded(prefix[:, :1], spec)  # T 1 D
-    if view.grid is not None:
-        if patch is None:
-            raise ValueError(f"token view {view} needs the patch tokens")
-        grid = spec.array_grid(view.stored_array(spec, spec.arrays)) or spec.grid
-        pooled = patch if grid == spec.grid else pool_grid(patch, spec.grid, grid)  # T h·w D
-        chosen_patch = _rounded(pooled, spec).reshape(len(patch), *grid, spec.dim)  # T h w D
-    return ViewTokens(patch=chosen_patch, prefix=chosen_prefix, num_bytes=0)
-
-
-def _rounded(tokens: NDArray[np.floating], spec: CacheSpec) -> NDArray[np.float32]:
-    if spec.stored_dtype == "float16":
-        tokens = quantise.encode_float16(tokens)
-    elif spec.stored_dtype == "bfloat16":
-        tokens = quantise.decode_bfloat16(quantise.encode_bfloat16(tokens.astype(np.float32)))
-    return tokens.astype(np.float32)
+            for window, row in zip(windows, outputs, strict=True)
+        ),
+    )

@@ -4,7 +4,7 @@
     result = train_decoder(open_cache("lvu.zarr"), config, Path("runs/genre"))
 
 Each epoch draws one window of every video, judges the validation split and commits everything that
-the next epoch depends on in one file. Killed at any moment, `resume=True` goes on after the last
+the next epoch depends on in one file. Killed at any moment, the same call goes on after the last
 finished epoch and, with the same device and thread count, ends with the very same weights.
 """
 
@@ -17,21 +17,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
 from ..store.cache import Cache
-from ..store.errors import UsageError, Vis4merError
+from ..store.errors import Vis4merError
 from ..store.files import canonical_json
-from ..store.spec import require_same
 from ..store.tasks import SPLITS, Split, TaskTable
+from .begin import begin_run, require_own_directory
 from .checkpoints import load_model, read_checkpoint, write_checkpoint
-from .config import DecoderConfig, TrainConfig, config_differences
+from .config import DecoderConfig, TrainConfig
 from .curves import draw_curve
-from .decoders import decoder_options
+from .decoders import build_decoder, decoder_options
 from .device import Compute
 from .evaluate import evaluate_split
 from .horizon import kernel_horizon_seconds
-from .learner import Learner, weights_only
+from .learner import Best, Learner, best_of, weights_only
 from .loader import TrainLoader
 from .metrics import EvaluationResult
 from .plan import SplitSamples, WindowPlan, split_samples
@@ -41,9 +42,7 @@ from .runs import (
     RunAbout,
     TrainResult,
     lock_run,
-    open_run,
     versions,
-    write_about,
     write_results,
 )
 
@@ -73,21 +72,21 @@ def train_decoder(
     config: TrainConfig,
     run: Path,
     *,
-    resume: bool = False,
     progress: OnProgress | None = None,
 ) -> TrainResult:
     """Train one decoder and judge it; everything goes into directory `run`.
 
-    resume: go on with an unfinished run of the same config, or begin it where there is none; a
-    finished one is returned as it is. Raises UsageError for a config that the cache cannot serve or
-    a directory that is in use, DivergedError (the last good checkpoint is kept) when the loss is no
+    A directory that holds this run unfinished goes on with it; a finished one is returned as it is.
+    Raises UsageError for a config that the cache cannot serve and for a directory of something
+    else, be it another run, DivergedError (the last good checkpoint is kept) when the loss is no
     longer finite.
     """
     job = _Job(cache, config, progress or (lambda _: None))
-    _require_own_directory(run)
+    require_own_directory(run)
     with lock_run(run):
-        directory = _begin(run, job.about, resume=resume)
+        directory = begin_run(run, job.about)
         if (finished := directory.results()) is not None:
+            _restore_best(directory)
             job.tell("evaluate", config.epochs, note=f"{run} is finished; nothing was done")
             return finished
         with job.compute.own_randomness():
@@ -110,7 +109,11 @@ class _Job:
             decoder=_resolved(config.decoder),
             precision=self.compute.precision,
         )
-        self.splits = {split: split_samples(cache, self.table, split) for split in SPLITS}
+        min_frames = self.plan.frames_for(self._decoder_min_frames())
+        self.splits = {
+            split: split_samples(cache, self.table, split, min_frames=min_frames)
+            for split in SPLITS
+        }
         self.notes = _notes(self.table, self.splits, config)
         self.about = RunAbout(
             train=self.config,
@@ -122,6 +125,17 @@ class _Job:
             versions=versions(),
         )
         self._progress = progress
+
+    def _decoder_min_frames(self) -> int:
+        """UsageError, before anything is written, for a decoder that cannot be built."""
+        with torch.random.fork_rng([]):  # initial values are drawn, and never used
+            decoder = build_decoder(
+                self.config.decoder.name,
+                shape=self.plan.shape,
+                num_outputs=self.table.num_outputs,
+                options=self.config.decoder.options,
+            )
+        return decoder.min_frames
 
     def tell(
         self,
@@ -174,14 +188,22 @@ class _Job:
         while learner.epoch < config.epochs:
             self._epoch(learner, loader, directory)
         result = self._judge_selected(learner, directory)
-        draw_curve(
-            directory.epochs(),
-            directory.path / "curve.png",
-            kind=self.table.kind,
-            best_epoch=None if learner.best is None else learner.best.epoch,
-        )
         write_results(result)
+        self._draw_curve(learner, directory)
         return result
+
+    def _draw_curve(self, learner: Learner, directory: Run) -> None:
+        """The picture is an extra: whatever keeps it from being drawn, the run is finished."""
+        try:
+            draw_curve(
+                directory.epochs(),
+                directory.path / "curve.png",
+                kind=self.table.kind,
+                best_epoch=None if learner.best is None else learner.best.epoch,
+            )
+        except Exception as error:
+            note = f"curve.png was not drawn ({type(error).__name__}: {error})"
+            self.tell("evaluate", learner.epoch, note=note)
 
     def _epoch(self, learner: Learner, loader: TrainLoader, directory: Run) -> None:
         """One pass over the training videos, the validation, and the commit of both."""
@@ -210,7 +232,7 @@ class _Job:
         )
         directory.metrics.append(finished)
         write_checkpoint(directory.last, learner.checkpoint())
-        _export_best(learner, directory)
+        _export_best(learner.best, directory, epoch=learner.epoch)
         self.tell("validate", number, finished=finished)
 
     def _judge(
@@ -263,72 +285,29 @@ class _Job:
         )
 
 
-def _require_own_directory(folder: Path) -> None:
-    """Nothing is written, not even a lock, into a directory that holds something else."""
-    if not folder.is_dir() or (folder / "config.json").exists():
-        return
-    strange = sorted(p.name for p in folder.iterdir() if p.name != "run.lock")
-    if strange:
-        raise UsageError(
-            f"--run {folder} exists and is no run directory (it holds {strange[0]}); "
-            "choose a new or empty directory"
-        )
-
-
-def _begin(folder: Path, about: RunAbout, *, resume: bool) -> Run:
-    """The run directory to train in; UsageError, with what to do, when it cannot be this one."""
-    if not (folder / "config.json").exists():
-        return write_about(folder, about)
-    stored = open_run(folder)
-    if not stored.last.exists() and not resume:
-        return write_about(folder, about)  # killed before its first epoch ended: nothing is lost
-    if not resume:
-        done = len(stored.epochs())
-        state = (
-            "finished" if stored.results() else f"at epoch {done} of {stored.about.train.epochs}"
-        )
-        raise UsageError(
-            f"--run {folder} already holds a run ({state}); add --resume to go on with it, or "
-            "choose another --run"
-        )
-    _require_same_run(stored.about, about, folder)
-    return stored
-
-
-def _require_same_run(stored: RunAbout, wanted: RunAbout, folder: Path) -> None:
-    """A run goes on only as what it was."""
-    differences = config_differences(stored.train, wanted.train)
-    if differences:
-        listed = "; ".join(f"{d.field}: run {d.stored}, asked {d.wanted}" for d in differences)
-        raise UsageError(
-            f"--run {folder} was begun with another config ({listed}); resume it with its own "
-            "config or choose another --run"
-        )
-    require_same(wanted.spec, stored.spec, name="the cache")
-    if stored.data_sha256 != wanted.data_sha256:
-        raise UsageError(
-            f"--run {folder}: the videos or labels of {stored.train.task} changed since it was "
-            f"begun ({_counts(stored)}; now {_counts(wanted)}); choose another --run"
-        )
-
-
 def _restore(learner: Learner, directory: Run) -> None:
     """Take up the last checkpoint where there is one, and bring the other files in line with it."""
     if directory.last.exists():
         learner.restore(read_checkpoint(directory.last), name=str(directory.last))
-        _export_best(learner, directory)
+        _export_best(learner.best, directory, epoch=learner.epoch)
     directory.metrics.truncate(learner.epoch)
 
 
-def _export_best(learner: Learner, directory: Run) -> None:
-    """`best.safetensors` follows from the checkpoint, which holds the best weights too."""
-    best = learner.best
+def _export_best(best: Best | None, directory: Run, *, epoch: int) -> None:
+    """`best.safetensors` follows from the checkpoint of `epoch`, which holds the best weights."""
     if best is None:
         return
-    newest = best.epoch == learner.epoch or not directory.best.exists()
+    newest = best.epoch == epoch or not directory.best.exists()
     if newest or read_checkpoint(directory.best).about.get("epoch") != best.epoch:
         about = {"epoch": best.epoch, "score": best.score, "loss": best.loss}
         write_checkpoint(directory.best, weights_only(best.weights, about))
+
+
+def _restore_best(directory: Run) -> None:
+    """Bring back a finished run's `best.safetensors` where it is gone and can be had."""
+    if directory.last.exists() and not directory.best.exists():
+        best = best_of(read_checkpoint(directory.last), name=str(directory.last))
+        _export_best(best, directory, epoch=0)
 
 
 def _resolved(decoder: DecoderConfig) -> DecoderConfig:
@@ -343,9 +322,11 @@ def _notes(
     """What a reader of the figures must know; Vis4merError when there is nothing to learn from."""
     train = splits["train"].samples
     if not train:
+        coverage = splits["train"].coverage
         raise Vis4merError(
             f"{table.reference}: no video to train on, the cache covers "
-            f"{splits['train'].coverage.describe('train')}; extract them first"
+            f"{coverage.describe('train')}; "
+            + ("use a smaller decoder.depth" if coverage.short else "extract them first")
         )
     notes = [
         f"the cache covers {chosen.coverage.describe(split)}"
@@ -370,7 +351,3 @@ def _data_digest(splits: dict[Split, SplitSamples]) -> str:
         for s in chosen.samples
     ]
     return hashlib.sha256(canonical_json(rows)).hexdigest()
-
-
-def _counts(about: RunAbout) -> str:
-    return ", ".join(f"{count} {split}" for split, count in about.num_videos.items())

@@ -29,7 +29,7 @@ from ..store.spec import CacheSpec, ComputeDtype, Preprocess, Sampling, StoredDt
 from .preprocess import normalise, preprocess_from_timm
 from .torchvision_shim import prepare_torchvision
 from .weights import hash_weights, load_weights_file, random_seed
-from .wording import first_line
+from .wording import describe_error, first_line
 
 _TORCH_DTYPES: dict[ComputeDtype, torch.dtype] = {
     "float32": torch.float32,
@@ -262,7 +262,7 @@ def _download(full_name: str, options: Mapping[str, Any]) -> nn.Module:
     except Exception as error:
         raise Vis4merError(
             f"cannot get the weights of {full_name} from the hub "
-            f"({type(error).__name__}: {first_line(error)}); {_WEIGHTS_HELP}"
+            f"({describe_error(error)}); {_WEIGHTS_HELP}"
         ) from error
     finally:
         logger.setLevel(level)

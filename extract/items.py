@@ -89,23 +89,3 @@ class Dropped:
 
 
 End = Finished | Failed | Dropped
-
-
-class StopSignal:
-    """Somebody's wish to stop early, and whether it came in time to leave anything undone."""
-
-    def __init__(self, requested: threading.Event | None = None) -> None:
-        self._requested = requested or threading.Event()
-        self._took_effect = threading.Event()
-
-    @property
-    def requested(self) -> bool:
-        return self._requested.is_set()
-
-    @property
-    def took_effect(self) -> bool:
-        return self._took_effect.is_set()
-
-    def leave_undone(self) -> None:
-        """Note that something is left undone because of the wish."""
-        self._took_effect.set()

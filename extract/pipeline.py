@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
 import platform
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +25,17 @@ from .. import __version__
 from ..store.cache import Cache
 from ..store.errors import UsageError
 from ..store.spec import require_same
+from .backbone_stage import BackboneStage
 from .backbones import Backbone, cache_spec
 from .buffers import AbortedError, OrderedBuffer, WeightedBuffer
-from .encoding import BackboneStage
-from .items import End, FramePart, StopSignal, TokenPart
+from .cores import usable_cores
+from .items import End, FramePart, TokenPart
 from .plan import failures_to_keep, largest_first
 from .progress import ExtractProgress, ExtractSummary, StageName, Tally
 from .readers.base import Reader
 from .reading import ReadingStage
 from .sources import VideoSource
+from .stopping import StopSignal
 from .writing import WritingStage
 
 PROGRESS_SECONDS = 0.2
@@ -54,7 +55,7 @@ def fill_cache(
     *,
     batch_size: int | None = None,
     workers: int | None = None,
-    encoders: int | None = None,
+    backbone_threads: int | None = None,
     limit: int | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
@@ -68,9 +69,12 @@ def fill_cache(
     run is left while its file is unchanged, unless `retry_failed`.
 
     batch_size: frames that go through the backbone together (default 8 on a CPU, 32 elsewhere).
-    workers: videos read at once, one thread each; encoders: threads that run the backbone
-    (defaults: the CPU cores; two on a GPU, so that one prepares while the other's batch runs).
-    limit: how many videos to extract at most, in the order given; those already there do not count.
+    workers: videos read at once, one thread each (default: the CPU cores).
+    backbone_threads: threads that run the backbone (default: the CPU cores; two on a GPU, so that
+    one prepares while the other's batch runs).
+    limit: how many videos to attempt at most, in the order given. Those that are left as they are
+    (in the cache already, changed, known to fail) do not count; those that fail do. The run ends
+    with the last attempt: what comes after it in the order is not looked at.
     stop: when set, videos that are completely read are finished, others dropped, and the summary
     says `interrupted`. progress: called some times a second, from the calling thread.
 
@@ -78,20 +82,20 @@ def fill_cache(
     reader is not what the cache was made with. No entry is ever left half-written, not even then.
     """
     _require_spec(cache, backbone, reader)
-    counts = {"batch size": batch_size, "workers": workers, "encoders": encoders}
+    counts = {"batch size": batch_size, "workers": workers, "backbone threads": backbone_threads}
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}, expected at least 1")
     on_cpu = backbone.device.type == "cpu"
     batch_size = batch_size or (CPU_BATCH_SIZE if on_cpu else GPU_BATCH_SIZE)
-    encoders = encoders or (_cores() if on_cpu else 2)
-    workers = min(workers or _cores(), max(1, len(sources)))
-    frames: Frames = WeightedBuffer(2 * batch_size * encoders)
-    tokens: Encoded = OrderedBuffer(2 * encoders)
+    backbone_threads = backbone_threads or (usable_cores() if on_cpu else 2)
+    workers = min(workers or usable_cores(), max(1, len(sources)))
+    frames: Frames = WeightedBuffer(2 * batch_size * backbone_threads)
+    tokens: Encoded = OrderedBuffer(2 * backbone_threads)
     signal = StopSignal(stop)
     tally = Tally(
         num_videos=len(sources),
-        threads={"reading": workers, "backbone": encoders, "writing": 1},
+        threads={"reading": workers, "backbone": backbone_threads, "writing": 1},
     )
     reading = ReadingStage(
         sources if limit is not None else largest_first(sources),
@@ -106,7 +110,7 @@ def fill_cache(
         stop=signal,
         tally=tally,
     )
-    encoding = BackboneStage(
+    running = BackboneStage(
         backbone,
         batch_size=batch_size,
         stored_dtype=cache.spec.stored_dtype,
@@ -123,9 +127,9 @@ def fill_cache(
         tally=tally,
     )
     crew = _Crew(frames, tokens)
-    with _one_core_an_encoder(on_cpu):
+    with _one_core_a_thread(on_cpu):
         crew.start("reading", reading.run, workers, then=frames.close)
-        crew.start("backbone", encoding.run, encoders, then=tokens.close)
+        crew.start("backbone", running.run, backbone_threads, then=tokens.close)
         crew.start("writing", writing.run, 1)
         crew.finish(lambda: progress(tally.progress()) if progress else None)
     if tally.progress().extracted:
@@ -223,16 +227,9 @@ def _require_spec(cache: Cache, backbone: Backbone, reader: Reader) -> None:
     require_same(spec, wanted, name=str(cache.path))
 
 
-def _cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @contextlib.contextmanager
-def _one_core_an_encoder(on_cpu: bool) -> Iterator[None]:
-    """On a CPU every encoder keeps to one core, where it need not wait for a core that reads."""
+def _one_core_a_thread(on_cpu: bool) -> Iterator[None]:
+    """On a CPU every backbone thread keeps to one core: it need not wait for one that reads."""
     before = torch.get_num_threads()
     if on_cpu:
         torch.set_num_threads(1)

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 from ..store.cache import Cache
-from ..store.errors import EntryNotFoundError
+from ..store.errors import CacheFormatError, EntryNotFoundError
 from ..store.failures import FailureRecord
 from ..store.records import SourceRecord
 from ..store.spec import CacheSpec
 from .readers.base import Reader, VideoError
 from .sources import VideoSource
+from .wording import first_line
 
 _HASH_BLOCK_BYTES = 1 << 20
 _BYTES_PER_VALUE = {"float16": 2, "bfloat16": 2, "int8": 1}
@@ -32,15 +33,23 @@ class SourceError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileState:
+    """What a look at a file tells without reading it."""
+
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decision:
     """What to do with a video: `extract` it, or leave it because it is `done` (this very file is
     in the cache), `changed` (another file is; `overwrite` replaces it) or `known-failure`.
 
-    source is there for `extract`, failure for `known-failure`.
+    file: as it was looked at. failure: there for `known-failure`.
     """
 
     action: Literal["extract", "done", "changed", "known-failure"]
-    source: SourceRecord | None = None
+    file: FileState
     failure: FailureRecord | None = None
 
 
@@ -53,27 +62,30 @@ def decide(
 ) -> Decision:
     """Look at one video's file. SourceError when that is not possible.
 
+    Reads it only where its content decides: when an entry's file has this size and another time.
     known_failures: by id, those that are not to be tried again while their file is unchanged.
     """
-    size, mtime_ns = look_at(video.path)
+    file = look_at(video.path)
     if not overwrite:
         try:
             entry = cache.record(video.id).source
         except EntryNotFoundError:
             entry = None
         if entry is not None:
-            same = (entry.size, entry.mtime_ns) == (size, mtime_ns) or (
-                entry.size == size and entry.sha256 == hash_file(video.path)
+            same = file.size == entry.size and (
+                file.mtime_ns == entry.mtime_ns or hash_file(video.path) == entry.sha256
             )
-            return Decision(action="done" if same else "changed")
+            return Decision(action="done" if same else "changed", file=file)
     failure = known_failures.get(video.id)
-    if failure and (failure.source_size, failure.source_mtime_ns) == (size, mtime_ns):
-        return Decision(action="known-failure", failure=failure)
-    return Decision(
-        action="extract",
-        source=SourceRecord(
-            name=video.name, size=size, mtime_ns=mtime_ns, sha256=hash_file(video.path)
-        ),
+    if failure and file == FileState(size=failure.source_size, mtime_ns=failure.source_mtime_ns):
+        return Decision(action="known-failure", file=file, failure=failure)
+    return Decision(action="extract", file=file)
+
+
+def source_record(video: VideoSource, file: FileState) -> SourceRecord:
+    """What an entry says of its file, which is read for its SHA-256."""
+    return SourceRecord(
+        name=video.name, size=file.size, mtime_ns=file.mtime_ns, sha256=hash_file(video.path)
     )
 
 
@@ -96,15 +108,15 @@ def largest_first(videos: Sequence[VideoSource]) -> list[VideoSource]:
 
     def size(video: VideoSource) -> int:
         try:
-            return look_at(video.path)[0]
+            return look_at(video.path).size
         except SourceError:
             return 0
 
     return sorted(videos, key=size, reverse=True)
 
 
-def look_at(path: Path) -> tuple[int, int]:
-    """(size in bytes, modification time in ns) of a regular file."""
+def look_at(path: Path) -> FileState:
+    """The state of a regular file. SourceError when it is none, or cannot be looked at."""
     try:
         status = path.stat()
     except FileNotFoundError as error:
@@ -115,7 +127,7 @@ def look_at(path: Path) -> tuple[int, int]:
         raise SourceError("is a directory, expected a video file")
     if not stat.S_ISREG(status.st_mode):
         raise SourceError("is no regular file, expected a video file")
-    return status.st_size, status.st_mtime_ns
+    return FileState(size=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
 def hash_file(path: Path) -> str:
@@ -134,8 +146,9 @@ def hash_file(path: Path) -> str:
 class ExtractPlan:
     """What a run would do; every video asked for is in exactly one of the first six.
 
-    to_extract: ids in order. frames and num_bytes: of those, estimated from their durations.
-    free_bytes: on the disk the cache is, or would be, on.
+    to_extract: ids in order. unreadable: id → reason. left: after the last that `limit` lets the
+    run attempt, not looked at; some may be in the cache already. frames and num_bytes: of those to
+    extract, estimated from their durations. free_bytes: on the disk the cache is, or would be, on.
     """
 
     to_extract: tuple[str, ...]
@@ -162,17 +175,18 @@ def plan_extraction(
 ) -> ExtractPlan:
     """What `fill_cache` would do. Writes nothing and decodes nothing.
 
-    cache: None when it does not exist yet. unreadable: id → reason, for videos that are missing or
-    that the reader refuses to open.
+    cache: None when it does not exist yet. limit: as there, of videos attempted, which are those to
+    extract and those that turn out to be unreadable. A video is `unreadable` when it is missing,
+    when the reader refuses to open it, or when what the cache says of it is damaged.
     """
-    known = failures_to_keep(cache) if cache and not retry_failed else {}
+    known = failures_to_keep(cache) if cache is not None and not retry_failed else {}
     to_extract: list[str] = []
     changed: list[str] = []
     failures: list[FailureRecord] = []
     unreadable: dict[str, str] = {}
     already_there = left = frames = 0
     for video in sources:
-        if limit is not None and len(to_extract) == limit:
+        if limit is not None and len(to_extract) + len(unreadable) >= limit:
             left += 1
             continue
         try:
@@ -188,6 +202,8 @@ def plan_extraction(
                 to_extract.append(video.id)
         except SourceError as error:
             unreadable[video.id] = str(error)
+        except CacheFormatError as error:
+            unreadable[video.id] = first_line(error)
         except VideoError as error:
             unreadable[video.id] = error.reason
     return ExtractPlan(
@@ -217,8 +233,7 @@ def _decide_or_new(
     overwrite: bool,
 ) -> Decision:
     if cache is None:
-        look_at(video.path)
-        return Decision(action="extract")
+        return Decision(action="extract", file=look_at(video.path))
     return decide(video, cache, known_failures=known_failures, overwrite=overwrite)
 
 

@@ -51,12 +51,13 @@ class DamagedVideo:
 @dataclass(frozen=True, kw_only=True)
 class ExtractSummary:
     """What a run did. Every video asked for is counted in exactly one of: extracted,
-    already_there, changed, failures, known_failures, left (by `limit`, or by stopping early).
+    already_there, changed, failures, known_failures, left.
 
     changed: ids whose file is no longer the one in the cache; the cache keeps the old entry until
     `overwrite`. failures: of this run. known_failures: of an earlier run, whose file has not
     changed since, not tried again. busy_seconds: thread-seconds of work a stage, threads: its
-    threads. interrupted: stopped before its end.
+    threads. interrupted: stopped before its end. left: not finished, because of `limit` or of a
+    stop; those that were not even looked at may be in the cache already.
     """
 
     num_videos: int

@@ -8,28 +8,39 @@ Letters: T frames of one video, H × W pixels as the backbone takes them.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from ..store.cache import Cache
 from ..store.errors import CacheFormatError
 from ..store.failures import FailureRecord, Stage
 from ..store.spec import Preprocess
 from .buffers import AbortedError, WeightedBuffer
-from .items import Dropped, End, Failed, Finished, FramePart, StopSignal, VideoJob
-from .plan import SourceError, decide, look_at
+from .items import Dropped, End, Failed, Finished, FramePart, VideoJob
+from .plan import FileState, SourceError, decide, look_at, source_record
 from .preprocess import resize_frames
 from .progress import Tally
 from .readers.base import FrameBatch, Reader, VideoError, VideoStream
 from .sources import VideoSource
-from .wording import first_line
+from .stopping import StopSignal
+from .wording import describe_error, first_line
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A video that is to be extracted, and its file as it was looked at."""
+
+    video: VideoSource
+    file: FileState
 
 
 class ReadingStage:
     """`run` is the body of every reading thread; they share the list of videos.
 
-    part_frames: the most frames that are passed on at once. limit: how many videos to extract at
-    most, None for all.
+    part_frames: the most frames that are passed on at once. limit: how many videos to attempt at
+    most, in their order, None for all.
     """
 
     def __init__(
@@ -52,23 +63,41 @@ class ReadingStage:
         self._reader = reader
         self._preprocess = preprocess
         self._part_frames = part_frames
-        self._left_to_extract = limit
+        self._attempts_left = limit
         self._overwrite = overwrite
         self._known_failures = known_failures
         self._frames = frames
         self._stop = stop
         self._tally = tally
-        self._choosing = threading.Lock()
+        self._taking = threading.Lock()
+        # With a limit, whether a video counts must be known before the next one is taken.
+        self._in_order: contextlib.AbstractContextManager[object] = (
+            contextlib.nullcontext() if limit is None else threading.Lock()
+        )
 
     def run(self) -> None:
         """Take one video after the other until none is left."""
-        while (video := self._next_video()) is not None:
-            with self._tally.reading(video.id):
-                self._read_video(video)
+        while (attempt := self._next_attempt()) is not None:
+            with self._tally.reading(attempt.video.id):
+                end = attempt if isinstance(attempt, Failed) else self._read_video(attempt)
+                self._frames.put(end, weight=0)
+
+    def _next_attempt(self) -> _Attempt | Failed | None:
+        """The next video to extract, or that cannot be; those to be left are counted on the way.
+        None when all are taken, when the limit is reached or when the run ends."""
+        with self._in_order:
+            while (video := self._next_video()) is not None:
+                with self._tally.reading(video.id), self._tally.busy("reading"):
+                    attempt = self._decide(video)
+                if attempt is not None:
+                    if self._attempts_left is not None:
+                        self._attempts_left -= 1
+                    return attempt
+            return None
 
     def _next_video(self) -> VideoSource | None:
-        with self._choosing:
-            if self._frames.aborted or self._left_to_extract == 0:
+        with self._taking:
+            if self._frames.aborted or self._attempts_left == 0:
                 return None
             video = next(self._sources, None)
             if video is not None and self._stop.requested:
@@ -76,40 +105,33 @@ class ReadingStage:
                 return None
             return video
 
-    def _read_video(self, video: VideoSource) -> None:
+    def _decide(self, video: VideoSource) -> _Attempt | Failed | None:
+        """None, and counted, when the video is to be left as it is."""
         try:
-            with self._tally.busy("reading"):
-                job = self._choose(video)
+            decision = decide(
+                video, self._cache, known_failures=self._known_failures, overwrite=self._overwrite
+            )
         except SourceError as error:
-            self._frames.put(Failed(video, "open", str(error)), weight=0)
+            return Failed(video, "open", str(error))
         except CacheFormatError as error:  # what the cache says of this video is damaged
-            self._frames.put(Failed(video, "write", first_line(error)), weight=0)
-        else:
-            if job is not None:
-                self._frames.put(self._read_job(job), weight=0)
-
-    def _choose(self, video: VideoSource) -> VideoJob | None:
-        """The job of a video that is to be extracted; None, and counted, when it is to be left."""
-        decision = decide(
-            video, self._cache, known_failures=self._known_failures, overwrite=self._overwrite
-        )
+            return Failed(video, "write", first_line(error))
         if decision.action == "done":
             self._tally.add_already_there()
         elif decision.action == "changed":
             self._tally.add_changed(video.id)
         elif decision.failure is not None:
             self._tally.add_known_failure(decision.failure)
-        elif decision.source is not None and self._within_limit():
-            return VideoJob(video, decision.source)
+        else:
+            return _Attempt(video, decision.file)
         return None
 
-    def _within_limit(self) -> bool:
-        with self._choosing:
-            if self._left_to_extract == 0:  # another thread took the last one meanwhile
-                return False
-            if self._left_to_extract is not None:
-                self._left_to_extract -= 1
-            return True
+    def _read_video(self, attempt: _Attempt) -> End:
+        try:
+            with self._tally.busy("reading"):
+                source = source_record(attempt.video, attempt.file)
+        except SourceError as error:
+            return Failed(attempt.video, "open", str(error))
+        return self._read_job(VideoJob(attempt.video, source))
 
     def _read_job(self, job: VideoJob) -> End:
         """Open one video and pass its frames on; how it ended."""
@@ -127,7 +149,7 @@ class ReadingStage:
         except MemoryError:
             return job.fail(stage, "its frames do not fit in memory")
         except Exception as error:  # a fault of the reader is this video's failure, not the run's
-            return job.fail(stage, f"{type(error).__name__}: {first_line(error)}")
+            return job.fail(stage, describe_error(error))
 
     def _read_frames(self, job: VideoJob, stream: VideoStream) -> End:
         batches = iter(stream)
@@ -143,7 +165,11 @@ class ReadingStage:
                 if job.over.is_set():
                     return Dropped(job)
                 self._frames.put(part, weight=len(part.pixels))
-        if look_at(job.video.path) != (job.source.size, job.source.mtime_ns):
+        try:
+            file = look_at(job.video.path)
+        except SourceError as error:
+            return job.fail("decode", f"the file changed while it was being read: {error}")
+        if file != FileState(size=job.source.size, mtime_ns=job.source.mtime_ns):
             return job.fail("decode", "the file changed while it was being read")
         job.read.set()
         return Finished(job, stream.info.duration_seconds, stream.damaged_frames)

@@ -17,11 +17,18 @@ from pathlib import Path
 from ..store.errors import UsageError
 from ..store.keys import check_id
 
-_EXTENSIONS = """
-.3g2 .3gp .asf .avi .divx .f4v .flv .m1v .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf
-.ogg .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m
-"""
-VIDEO_EXTENSIONS = frozenset(_EXTENSIONS.split())
+# FFmpeg's names of the containers that readers accept → what their files are called
+EXTENSIONS = {
+    "mov,mp4,m4a,3gp,3g2,mj2": ".mp4 .m4v .mov .qt .3gp .3g2 .f4v",
+    "matroska,webm": ".mkv .webm",
+    "avi": ".avi .divx",
+    "mpegts": ".ts .mts .m2ts",
+    "mpeg": ".mpg .mpeg .mpe .vob",
+    "flv": ".flv",
+    "asf": ".asf .wmv",
+    "ogg": ".ogv .ogm .ogg",
+}
+VIDEO_EXTENSIONS = frozenset(" ".join(EXTENSIONS.values()).split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +48,8 @@ def resolve_sources(arguments: Sequence[str]) -> list[VideoSource]:
 
     Folders are searched for known video extensions; a file named by itself is always taken. A path
     that exists is taken as it is, even when it holds glob characters or begins with @. A file met
-    twice counts once. Files of one name from different places get ids with as many parent folders
-    as tell them apart.
+    twice counts once, under the id that the first folder gives it if one does. Files of one name
+    from different places get ids with as many parent folders as tell them apart.
 
     Raises UsageError when an argument matches nothing or when ids collide.
     """
@@ -60,8 +67,13 @@ def resolve_sources(arguments: Sequence[str]) -> list[VideoSource]:
                     found += _in_folder(match)
                 else:
                     singles.append(match)
-    found += _named_apart(singles)
-    return _unique(found)
+    found = _each_file_once(found)
+    places = {_place(video.path) for video in found}
+    alone: dict[Path, Path] = {}
+    for path in singles:
+        if _place(path) not in places:
+            alone.setdefault(_place(path), path)
+    return _unique_ids([*found, *_named_apart(list(alone.values()))])
 
 
 def read_list(path: Path) -> list[str]:
@@ -156,12 +168,24 @@ def _named_apart(paths: Sequence[Path]) -> list[VideoSource]:
     return [video_source(path, ids[absolute[path]]) for path in paths]
 
 
-def _unique(videos: Iterable[VideoSource]) -> list[VideoSource]:
-    """Each file once; UsageError when one id stands for two files."""
+def _place(path: Path) -> Path:
+    """Where a file's name stands, however one came there; a link to a file is a name of its own."""
+    return path.parent.resolve() / path.name
+
+
+def _each_file_once(videos: Iterable[VideoSource]) -> list[VideoSource]:
+    by_place: dict[Path, VideoSource] = {}
+    for video in videos:
+        by_place.setdefault(_place(video.path), video)
+    return list(by_place.values())
+
+
+def _unique_ids(videos: Iterable[VideoSource]) -> list[VideoSource]:
+    """The videos; UsageError when one id stands for two files."""
     by_id: dict[str, VideoSource] = {}
     for video in videos:
         other = by_id.setdefault(video.id, video)
-        if other.path.absolute() != video.path.absolute():
+        if other is not video:
             raise UsageError(
                 f"videos {other.name!r} and {video.name!r} would both be called {video.id!r}; "
                 "give their common parent folder instead"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..store.errors import UsageError
-from .wording import first_line
+from .wording import describe_error
 
 
 def random_seed(weights: str) -> int | None:
@@ -80,7 +80,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both libraries raise many kinds for a file that is not theirs
         raise UsageError(
-            f"{path} cannot be read as weights ({type(error).__name__}: {first_line(error)}); "
+            f"{path} cannot be read as weights ({describe_error(error)}); "
             "expected a .safetensors file, or a .pth file of tensors only"
         ) from error
     for key in ("state_dict_ema", "model_ema", "state_dict", "model", "teacher"):
@@ -111,7 +111,7 @@ def _checkpoint_of(
         except Exception as error:  # a foreign file can trip it anywhere
             raise UsageError(
                 f"{path} does not hold the weights of {name} "
-                f"({type(error).__name__}: {first_line(error)}); give the file of this model"
+                f"({describe_error(error)}); give the file of this model"
             ) from error
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)

@@ -42,7 +42,7 @@ from .keys import entry_key, fan, task_path
 from .layout import group_metadata
 from .reader import read_frames
 from .records import EntryRecord, SourceRecord, frame_cost, record_path
-from .spec import CacheSpec, require_same
+from .spec import CacheSpec, require_writable
 from .tasks import Split, TaskTable
 from .views import TokenView, pool_grid
 from .writer import EntryWriter
@@ -72,6 +72,18 @@ def open_cache(path: str | Path) -> Cache:
     return Cache(root, _read_spec(root))
 
 
+def find_cache(path: str | Path) -> Cache | None:
+    """The cache that `create_cache` would go on with, or None where it would make one.
+
+    Writes nothing. Raises UsageError when something else stands at `path`.
+    """
+    root = Path(path)
+    if (root / "zarr.json").exists():
+        return open_cache(root)
+    _require_room(root)
+    return None
+
+
 def create_cache(path: str | Path, spec: CacheSpec) -> Cache:
     """Make a cache, or open one made with the same settings, for writing.
 
@@ -83,18 +95,7 @@ def create_cache(path: str | Path, spec: CacheSpec) -> Cache:
         if not (root / "zarr.json").exists():
             _make(root, spec)
     stored = _read_spec(root)
-    require_same(stored, spec, name=str(root))
-    if stored.unknown_fields:
-        raise CacheFormatError(
-            f"{root}: written by a newer version "
-            f"(unknown fields {', '.join(stored.unknown_fields)}), so it can be read, not written; "
-            "upgrade vis4mer"
-        )
-    if stored.arrays != spec.arrays:
-        raise UsageError(
-            f"{root} holds the arrays {', '.join(stored.arrays)}, asked for "
-            f"{', '.join(spec.arrays)}; use the same --grids or choose another --cache"
-        )
+    require_writable(stored, spec, name=str(root))
     _ensure_group(root / "videos")
     return Cache(root, stored)
 
@@ -401,14 +402,19 @@ def _pooled(tokens: Tokens, grid: tuple[int, int], pooled: tuple[int, int]) -> T
 
 
 def _make(root: Path, spec: CacheSpec) -> None:
+    _require_room(root)
+    about: JSON = parse_json(seal(spec.to_json()), name="spec")
+    data = canonical_json(group_metadata({"vis4mer": about}))
+    create_exclusive(root / "zarr.json", data)  # a loser of the race opens the winner's cache
+
+
+def _require_room(root: Path) -> None:
+    """UsageError when something else than a cache stands where one is to be made."""
     # Half-written files of a process that was killed while it made this cache do not count.
     if root.exists() and not (root.is_dir() and all(is_temporary(p.name) for p in root.iterdir())):
         raise UsageError(
             f"{root} exists and is no feature cache; give --cache a new or empty directory"
         )
-    about: JSON = parse_json(seal(spec.to_json()), name="spec")
-    data = canonical_json(group_metadata({"vis4mer": about}))
-    create_exclusive(root / "zarr.json", data)  # a loser of the race opens the winner's cache
 
 
 def _ensure_group(folder: Path) -> None:

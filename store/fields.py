@@ -99,3 +99,14 @@ def mapping(data: Mapping[str, Any], field: str, *, name: str) -> dict[str, Any]
     if not isinstance(value, dict):
         raise _refuse(name, field, value, "an object")
     return value
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one, by dotted names: {"a": {"b": 1}} becomes {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
 
 from . import fields as f
-from .errors import CacheFormatError, FieldDifference, FingerprintError
+from .errors import CacheFormatError, FieldDifference, FingerprintError, UsageError
 from .files import canonical_json
 
 FORMAT = 1
@@ -93,7 +93,8 @@ class Sampling:
 class CacheSpec:
     """What a cache holds and what made it. Stored in the root group's attributes.
 
-    backbone: timm name with tag, or `module:function`. weights: `hub`, `file` or `random:SEED`.
+    backbone: timm name with tag, or `module:function`. weights: `hub`, `file` or `random:SEED`, a
+    word and never a path: a spec may be somebody else's.
     weights_sha256: of the weights as loaded. layer: which layer the tokens come from.
     grid: (h, w) of the patch tokens. num_prefix: CLS and register tokens a frame. dim: width D.
     arrays: the arrays each entry holds, of `patch`, `prefix`, `gridN`.
@@ -115,6 +116,10 @@ class CacheSpec:
     unknown_fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not _WEIGHTS_PATTERN.fullmatch(self.weights):
+            raise ValueError(
+                f"weights {self.weights[:80]!r}: expected hub, file or random:SEED with digits"
+            )
         if min(self.grid) < 1 or self.dim < 1 or self.num_prefix < 0:
             raise ValueError(f"tokens need a grid and a width, got grid {self.grid} dim {self.dim}")
         if (self.grid[0] * self.grid[1] + self.num_prefix) * self.dim > MAX_FRAME_VALUES:
@@ -226,9 +231,29 @@ def require_same(stored: CacheSpec, wanted: CacheSpec, *, name: str) -> None:
     )
 
 
+def require_writable(stored: CacheSpec, wanted: CacheSpec, *, name: str) -> None:
+    """What must hold before entries of `wanted` are added to a cache of `stored`.
+
+    Raises FingerprintError when they make other numbers, CacheFormatError when the cache was
+    written by a newer version, UsageError when it keeps other arrays.
+    """
+    require_same(stored, wanted, name=name)
+    if stored.unknown_fields:
+        raise CacheFormatError(
+            f"{name}: written by a newer version "
+            f"(unknown fields {', '.join(stored.unknown_fields)}), so it can be read, not written; "
+            "upgrade vis4mer"
+        )
+    if stored.arrays != wanted.arrays:
+        raise UsageError(
+            f"{name} holds the arrays {', '.join(stored.arrays)}, asked for "
+            f"{', '.join(wanted.arrays)}; use the same --grids or choose another --cache"
+        )
+
+
 def diff_specs(stored: CacheSpec, wanted: CacheSpec) -> tuple[FieldDifference, ...]:
     """Field-by-field differences in identity, nested fields with dotted names."""
-    left, right = _flat(stored.identity), _flat(wanted.identity)
+    left, right = f.flatten(stored.identity), f.flatten(wanted.identity)
     return tuple(
         FieldDifference(field, str(left.get(field)), str(right.get(field)))
         for field in sorted(left.keys() | right.keys())
@@ -236,18 +261,9 @@ def diff_specs(stored: CacheSpec, wanted: CacheSpec) -> tuple[FieldDifference, .
     )
 
 
+_WEIGHTS_PATTERN = re.compile(r"hub|file|random:[0-9]{1,19}")
 _ARRAY_ORDER = {"patch": 0, "prefix": 1}
 _SIDE_PATTERN = re.compile(r"[1-9][0-9]{0,3}")  # one spelling for each size
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _unknown(

@@ -205,7 +205,9 @@ def test_label_then_train_resume_evaluate(tmp_path):
     assert trained.exit_code == 0, trained.output
     result = json.loads(trained.stdout)
     assert result["test"]["coverage"]["missing"] == ["gone"]
-    refused(run(*command), 2, "--resume")
+    again = run(*command, "--json")  # the same command goes on, or finds the run finished
+    assert json.loads(again.stdout) == result
+    refused(run(*command, "--epochs", "3"), 2, "epochs: run 2, asked 3")
     resumed = run("train-decoder", "--cache", cache.path, "--run", tmp_path / "run", "--resume")
     assert resumed.exit_code == 0, resumed.output
 

@@ -62,6 +62,9 @@ def test_later_sources_override_and_texts_are_read_by_the_type_of_the_field(tmp_
         (["seed=-1"], "seed is -1, expected 0 or more"),
         (["tokens=60by14"], "token view '60by14'"),
         (["task=nodataset"], "expected DATASET/TASK"),
+        (["optimizer.lr=inf"], "expected a finite number"),
+        (["select=first"], "select is 'first', expected one of best-val, last"),
+        (["precision=half"], "precision is 'half', expected one of auto, float32, bfloat16"),
         (["optimizer.lr"], "expected NAME=VALUE"),
         (["task.x=1"], "task is a value"),
         (["optimizer=3"], "optimizer is '3', expected a table"),
@@ -72,6 +75,22 @@ def test_what_is_wrong_is_named_with_what_was_expected(sets, message):
     with pytest.raises(UsageError, match=message) as caught:
         load_config(flags={"task": "a/b"}, sets=sets)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OptimizerConfig(schedule="cosin"), "optimizer.schedule is 'cosin', expected one"),
+        (lambda: OptimizerConfig(lr=float("inf")), "optimizer.lr is inf, expected more than 0"),
+        (lambda: OptimizerConfig(weight_decay=float("nan")), "optimizer.weight_decay is nan"),
+        (lambda: OptimizerConfig(grad_clip=float("inf")), "optimizer.grad_clip is inf"),
+        (lambda: TrainConfig(task="a/b", select="best"), "select is 'best', expected one of best-"),
+        (lambda: TrainConfig(task="a/b", precision="fp16"), "precision is 'fp16', expected one of"),
+    ],
+)
+def test_records_built_in_python_are_checked_too(make, message):
+    with pytest.raises(UsageError, match=message):
+        make()
 
 
 def test_a_config_needs_a_task():

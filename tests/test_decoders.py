@@ -1,6 +1,7 @@
 """Both variants of ViS4mer and the mean, against slow definitions and what must not matter."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -10,8 +11,11 @@ from safetensors.torch import load_file, save_file
 from token_batches import cut, float64, padded, token_batch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from vis4mer.decode.batch import TokenBatch, TokenShape
+from vis4mer.decode.clips import Clip, collate
 from vis4mer.decode.decoders import DECODERS, build_decoder, decoder_options, describe_decoders
+from vis4mer.decode.learner import training_loss
 from vis4mer.decode.mixers import MIXERS
 from vis4mer.store.errors import UsageError
 
@@ -373,9 +377,70 @@ def test_every_decoder_can_be_described_and_built():
     shape = TokenShape(frames=8, grid=(2, 2), num_prefix=1, dim=32)
     for about in described:
         assert about.summary.endswith(".")
-        defaults = {option.name: option.default for option in about.options}
+        own = [o for o in about.options if not o.mixers or "s4" in o.mixers]
+        defaults = {option.name: option.default for option in own}
         model = build_decoder(about.name, shape=shape, num_outputs=2, options=defaults)
         assert model.options == decoder_options(about.name, {})
+
+
+def test_every_option_of_every_mixer_is_described_as_it_is():
+    (about,) = (about for about in describe_decoders() if about.name == "vis4mer")
+    assert len({(o.name, o.mixers) for o in about.options}) == len(about.options)
+    for mixer in MIXERS:
+        described = {o.name: o for o in about.options if not o.mixers or mixer in o.mixers}
+        for variant in VARIANTS:
+            options = decoder_options("vis4mer", {"mixer": mixer, "variant": variant}).to_json()
+            assert described.keys() == options.keys()
+            for name in options.keys() - {"mixer", "variant"}:
+                said = described[name]
+                differs = variant == "official" and bool(said.exception)
+                assert (options[name] != said.default) == differs
+    text = {o.name: o.describe() for o in about.options}
+    assert text["tied"] == "true or false, default true (false in official); mixer s4 only"
+    assert text["discretization"].endswith("; mixer s4d-lin, s4d-inv, s4d-legs only")
+
+
+class CountItems(TorchDispatchMode):
+    """Counts the places where Python asks for the value of a tensor, and so waits for it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("lengths", [(6, 6), (6, 4)], ids=["whole", "padded"])
+@pytest.mark.parametrize("decoder", ["mean", "paper", "official"])
+def test_no_step_asks_for_a_value(decoder, lengths):
+    options = {} if decoder == "mean" else {"variant": decoder, "state_size": 8, "depth": 2}
+    name = "mean" if decoder == "mean" else "vis4mer"
+    source = token_batch(frames=6, grid=(2, 2), prefix=1)
+    model = build_decoder(name, shape=source.shape, num_outputs=2, options=options)
+    clips = [
+        Clip(patch=source.patch[i, :n], prefix=source.prefix[i, :n], pts_seconds=torch.zeros(n))
+        for i, n in enumerate(lengths)
+    ]
+    labels = torch.tensor([0, 1])
+    with CountItems() as mode:
+        batch = collate(clips, torch.float32)
+        training_loss(model(batch), labels, "classification").backward()
+        assert mode.count == 0
+        bool(batch.mask.all())
+        assert mode.count == 1  # it would have been seen
+    assert (batch.lengths, batch.min_frames, batch.padded) == (lengths, lengths[1], lengths[1] < 6)
+
+
+def test_lengths_are_checked_and_read_from_the_mask_when_left_out():
+    batch = padded(token_batch(frames=3, prefix=1), 2)
+    assert (batch.lengths, batch.min_frames, batch.padded) == ((3, 3), 3, True)
+    assert batch.to("cpu", torch.float16).lengths == (3, 3)
+    for lengths in ((3,), (3, 6), (3, -1)):
+        with pytest.raises(ValueError, match="lengths are"):
+            dataclasses.replace(batch, lengths=lengths)
+    mask = torch.tensor([[True, False, True, False, False]] * 2)
+    with pytest.raises(ValueError, match="real frame after padding"):
+        dataclasses.replace(batch, mask=mask, lengths=())
 
 
 # The floor --------------------------------------------------------------------------------------

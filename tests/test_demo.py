@@ -6,6 +6,7 @@ import csv
 import io
 import shutil
 from collections import Counter, defaultdict
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -220,6 +221,15 @@ def test_a_second_demo_does_nothing_again_and_tells_the_same(small_demo, tmp_pat
     for score, other in ((result.s4, second.s4), (result.floor, second.floor)):
         assert (score.correct, score.total) == (other.correct, other.total)
     assert second.prediction.probability == result.prediction.probability
+
+
+def test_a_clip_that_cannot_be_predicted_is_one_line(small_demo, monkeypatch):
+    directory, _, _ = small_demo
+    failure = SimpleNamespace(source_name="clip.mp4", reason="it is damaged")
+    found = SimpleNamespace(predictions=(), failures=(failure,))
+    monkeypatch.setattr("vis4mer.predict.predict_videos", lambda *_, **__: found)
+    with pytest.raises(Vis4merError, match=r"clip\.mp4 cannot be predicted \(it is damaged\)"):
+        demo.run_demo(directory, num_twins=SMALL, epochs=2, device="cpu")
 
 
 def test_a_clip_that_was_replaced_is_refused_by_name(small_demo, tmp_path):

@@ -57,7 +57,7 @@ def test_evaluation_counts_videos(workspace):
     )
     assert result["total"] == 2
     assert result["num_windows"] == 2 * SECONDS // WINDOW
-    assert result["coverage"] == {"total": 2, "missing": [], "empty": []}
+    assert result["coverage"] == {"total": 2, "missing": [], "empty": [], "short": []}
 
 
 @pytest.mark.parametrize("variant", ["paper", "official"])

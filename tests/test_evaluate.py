@@ -9,8 +9,9 @@ from vis4mer.decode.config import load_config
 from vis4mer.decode.device import Compute
 from vis4mer.decode.evaluate import evaluate_run, evaluate_split
 from vis4mer.decode.plan import WindowPlan
-from vis4mer.decode.predict import StreamPredictor, predict_entries, tokens_as_stored
+from vis4mer.decode.predict import predict_entries
 from vis4mer.decode.runs import open_run
+from vis4mer.decode.stream import StreamPredictor, tokens_as_stored
 from vis4mer.decode.train import train_decoder
 from vis4mer.store.cache import create_cache
 from vis4mer.store.errors import FingerprintError, UsageError, Vis4merError
@@ -167,6 +168,43 @@ def test_another_cache_another_task_and_strictness(trained, tmp_path):
         evaluate_run(run, partial, strict=True)
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"stride_seconds": 0}, "stride_seconds is 0, expected more than 0 seconds"),
+        ({"stride_seconds": -1.0}, "stride_seconds is -1.0, expected more than 0"),
+        ({"stride_seconds": float("nan")}, "stride_seconds is nan"),
+        ({"stride_seconds": float("inf")}, "stride_seconds is inf"),
+        ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
+        ({"workers": 0}, "workers is 0, expected at least 1"),
+        ({"precision": "half"}, "precision is 'half', expected one of auto, float32, bfloat16"),
+        ({"device": "mps"}, "device 'mps': decoders are computed on a CPU or a CUDA GPU"),
+    ],
+)
+@pytest.mark.parametrize("judge_run", [evaluate_run, predict_entries])
+def test_numbers_and_choices_out_of_range_are_refused(trained, judge_run, asked, message):
+    cache, _, run = trained
+    with pytest.raises(UsageError, match=message):
+        judge_run(run, cache, **asked)
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "expected"),
+    [
+        ("cuda", None, ("float32", "bfloat16")),  # as each was trained
+        ("cuda", "auto", ("bfloat16", "bfloat16")),
+        ("cpu", None, ("float32", "float32")),
+        ("cpu", "bfloat16", ("bfloat16", "bfloat16")),
+    ],
+)
+def test_a_run_is_judged_in_the_precision_it_was_trained_in(monkeypatch, device, asked, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    runs = [load_config(flags={"task": "a/b", "precision": p}) for p in ("float32", "bfloat16")]
+    found = [Compute.for_run(run, device=device, precision=asked).precision for run in runs]
+    assert tuple(found) == expected
+
+
 def test_predicting_entries_agrees_with_judging_them(trained):
     cache, result, run = trained
     judged = {p.id: p.output for p in result.test.predictions}
@@ -194,6 +232,9 @@ def test_a_stream_says_at_each_reset_what_the_window_says(trained):
     assert [s.frame for s in ends] == [3, 7]
     for end, start in zip(ends, (0.0, 4.0), strict=True):
         np.testing.assert_allclose(end.output, stored[start], atol=1e-4)
+    stream.reset()  # amid a window
+    again = [stream.push(patch[t], prefix[t], pts_seconds=float(t)) for t in range(len(patch))]
+    assert again == said
 
 
 def test_a_stream_of_a_thinner_view_at_another_frame_rate(tmp_path):

@@ -1,7 +1,6 @@
 """What reaches a decoder equals what lies in the cache, whichever way it was read."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -51,6 +50,16 @@ def test_a_view_of_fewer_frames_keeps_an_even_stride():
     assert (plan.length, plan.shape.frames, plan.shape.num_prefix) == (6, 3, 1)
     assert plan.frames(Window(start=10, stop=16)) == [10, 12, 14]
     assert plan.frames(Window(start=10, stop=13)) == [10, 12]
+
+
+@pytest.mark.parametrize(("tokens", "seconds"), [("2x2", 5), ("3x2x2", 7), ("5x2x2", 60)])
+def test_the_shortest_extent_of_which_a_view_keeps_some_frames(tokens, seconds):
+    plan = WindowPlan.of(make_spec(), tokens=tokens, window_seconds=seconds)
+    for kept in range(1, plan.shape.frames + 1):
+        shortest = plan.frames_for(kept)
+        assert len(plan.frames(Window(start=0, stop=shortest))) == kept
+        if shortest > 1:
+            assert len(plan.frames(Window(start=0, stop=shortest - 1))) == kept - 1
 
 
 @pytest.mark.parametrize(
@@ -112,23 +121,28 @@ def test_a_batch_pads_with_zeros_after_the_valid_frames():
 
 
 def test_reading_ahead_keeps_the_order_and_bounds_what_waits():
-    lock, waiting, most = threading.Lock(), 0, 0
+    together, third_is_read = threading.Barrier(4), threading.Event()
+    taken, most = 0, 0
+
+    def items():
+        nonlocal most
+        for item in range(40):
+            most = max(most, item + 1 - taken)  # asked for, and not yet taken
+            yield item
 
     def read(item):
-        nonlocal waiting, most
-        with lock:
-            waiting += 1
-            most = max(most, waiting)
-        time.sleep(0.001 * (item % 3))
+        if item < 4:
+            together.wait(timeout=60)  # four threads, or none goes on
+        if item == 0:
+            assert third_is_read.wait(timeout=60)
+        if item == 3:
+            third_is_read.set()
         return item
 
-    results = []
-    for result in read_ahead(read, range(40), workers=4, depth=6):
-        results.append(result)
-        with lock:
-            waiting -= 1
-    assert results == list(range(40))
-    assert 1 < most <= 6
+    for result in read_ahead(read, items(), workers=4, depth=6):
+        assert result == taken
+        taken += 1
+    assert (taken, most) == (40, 6)
 
 
 def test_an_error_of_a_read_comes_in_its_place_and_ends_the_threads():

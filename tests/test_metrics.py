@@ -60,7 +60,7 @@ def test_accuracy_floor_classes_and_confusion():
             video("r", 1, 0.2, 0.5, 0.3),  # right
             video("s", 0, 0.4, 0.4, 0.2),  # a tie: a, right
         ],
-        coverage=Coverage(total=6, missing=("x",), empty=("y",)),
+        coverage=Coverage(total=7, missing=("x",), empty=("y",), short=("z",)),
     )
     assert (judged.correct, judged.total, judged.accuracy) == (3, 4, 0.75)
     assert judged.floor == 0.75  # three of four are a
@@ -68,7 +68,9 @@ def test_accuracy_floor_classes_and_confusion():
     assert judged.loss == pytest.approx(-np.log([0.5, 0.1, 0.5, 0.4]).mean())
     described = judged.describe()
     assert "75.0 % (3/4" in described
-    assert "4/6 test videos, missing: x, without frames: y" in described
+    assert (
+        "4/7 test videos, missing: x, without frames: y, too short for the decoder: z" in described
+    )
     figures = judged.to_json()
     assert figures["per_class"] == [
         {"class": "a", "correct": 2, "total": 3},
@@ -82,7 +84,9 @@ def test_a_sure_mistake_costs_a_finite_loss():
 
 
 def test_json_gives_the_result_back():
-    judged = result([video("p", 2, 0.5, 0.3, 0.2)], coverage=Coverage(total=2, missing=("m",)))
+    judged = result(
+        [video("p", 2, 0.5, 0.3, 0.2)], coverage=Coverage(total=3, missing=("m",), short=("s",))
+    )
     data = json.loads(json.dumps(judged.to_json()))
     assert EvaluationResult.from_json(data, name="r") == judged
 

@@ -38,9 +38,9 @@ def assert_complete(cache_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
-@pytest.mark.parametrize(("workers", "encoders"), [(1, 1), (4, 1), (2, 3)])
+@pytest.mark.parametrize(("workers", "backbone_threads"), [(1, 1), (4, 1), (2, 3)])
 def test_every_frame_arrives_once_and_in_order(
-    folder: Path, tmp_path: Path, batch_size: int, workers: int, encoders: int
+    folder: Path, tmp_path: Path, batch_size: int, workers: int, backbone_threads: int
 ) -> None:
     cache = ex.grey_cache(tmp_path / "c.zarr")
     summary = fill_cache(
@@ -50,7 +50,7 @@ def test_every_frame_arrives_once_and_in_order(
         ex.FakeReader(),
         batch_size=batch_size,
         workers=workers,
-        encoders=encoders,
+        backbone_threads=backbone_threads,
     )
     assert_complete(tmp_path / "c.zarr")
     assert (summary.extracted, summary.frames, summary.exit_code) == (5, 125, 0)
@@ -64,7 +64,13 @@ def test_frames_of_different_videos_share_a_batch_of_constant_size(
     backbone = ex.grey_backbone()
     cache = ex.grey_cache(tmp_path / "c.zarr", backbone)
     fill_cache(
-        ex.videos(folder), cache, backbone, ex.FakeReader(), batch_size=16, workers=1, encoders=1
+        ex.videos(folder),
+        cache,
+        backbone,
+        ex.FakeReader(),
+        batch_size=16,
+        workers=1,
+        backbone_threads=1,
     )
     batches = backbone.module.batches
     assert [len(batch) for batch in batches] == [16] * 8  # ceil(125 / 16), the last one padded
@@ -164,16 +170,21 @@ def test_files_that_cannot_even_be_looked_at(folder: Path, tmp_path: Path) -> No
     }
 
 
-@pytest.mark.parametrize("encoders", [1, 3])
+@pytest.mark.parametrize("backbone_threads", [1, 3])
 def test_only_the_video_at_fault_fails_in_a_shared_batch(
-    folder: Path, tmp_path: Path, encoders: int
+    folder: Path, tmp_path: Path, backbone_threads: int
 ) -> None:
     ex.write_video(folder, "bad", 60, start=190)
     backbone = ex.grey_backbone()
     backbone.module.poison = {200: RuntimeError("cannot do this one"), 230: ValueError("nor this")}
     cache = ex.grey_cache(tmp_path / "c.zarr", backbone)
     summary = fill_cache(
-        ex.videos(folder), cache, backbone, ex.FakeReader(), batch_size=7, encoders=encoders
+        ex.videos(folder),
+        cache,
+        backbone,
+        ex.FakeReader(),
+        batch_size=7,
+        backbone_threads=backbone_threads,
     )
     assert_complete(tmp_path / "c.zarr")
     (failure,) = summary.failures
@@ -215,6 +226,17 @@ def test_a_file_that_changes_while_it_is_read_fails(folder: Path, tmp_path: Path
     assert [f.reason for f in summary.failures] == ["the file changed while it was being read"]
     assert len(cache) == 0
     assert ex.attempts(cache) == []
+
+
+def test_a_file_that_vanishes_while_it_is_read_fails(folder: Path, tmp_path: Path) -> None:
+    path = folder / "seven.mp4"
+    reader = ex.FakeReader(on_frame=lambda: path.unlink(missing_ok=True))
+    cache = ex.grey_cache(tmp_path / "c.zarr")
+    chosen = [video for video in ex.videos(folder) if video.path == path]
+    summary = fill_cache(chosen, cache, ex.grey_backbone(), reader)
+    (failure,) = summary.failures
+    assert failure.stage == "decode"
+    assert failure.reason.endswith("while it was being read: there is no such file")
 
 
 # Doing it again --------------------------------------------------------------------------------
@@ -340,7 +362,7 @@ def test_progress_tells_how_far_it_is(folder: Path, tmp_path: Path) -> None:
 def test_frames_in_memory_are_bounded_however_long_the_video(tmp_path: Path) -> None:
     """A backbone that waits until reading can go no further meets a bounded lead."""
     ex.write_video(tmp_path / "v", "long", 3000)
-    backbone, batch_size, encoders = ex.grey_backbone(), 4, 2
+    backbone, batch_size, backbone_threads = ex.grey_backbone(), 4, 2
     read, encoded, leads = [0], [0], []
     lock, moved = threading.Lock(), threading.Condition()
 
@@ -367,12 +389,12 @@ def test_frames_in_memory_are_bounded_however_long_the_video(tmp_path: Path) -> 
         backbone,
         ex.FakeReader(on_frame),
         batch_size=batch_size,
-        encoders=encoders,
+        backbone_threads=backbone_threads,
     )
     ex.assert_entry(cache, "long.mp4", 3000)
     # two batches an encoder wait, one an encoder is being encoded, the reader holds a part and a
     # batch of its own (5 frames)
-    assert max(leads) <= 3 * batch_size * encoders + batch_size + 5
+    assert max(leads) <= 3 * batch_size * backbone_threads + batch_size + 5
 
 
 # The run's own end -----------------------------------------------------------------------------
@@ -432,7 +454,7 @@ def test_whatever_a_stage_raises_every_thread_leaves(
     if place == "reading":
         monkeypatch.setattr("vis4mer.extract.reading.decide", fail)
     elif place == "backbone":
-        monkeypatch.setattr("vis4mer.extract.encoding._split", fail)
+        monkeypatch.setattr("vis4mer.extract.backbone_stage._split", fail)
     elif place == "writing":
         monkeypatch.setattr("vis4mer.extract.progress.Tally.add_frames", fail)
     with pytest.raises(error):

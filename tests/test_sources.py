@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from vis4mer.extract.sources import resolve_sources
+from vis4mer.extract.readers.container import KNOWN_CONTAINERS
+from vis4mer.extract.sources import EXTENSIONS, resolve_sources
 from vis4mer.store.errors import UsageError
 
 
@@ -66,6 +67,27 @@ def test_two_folders_with_one_id_are_refused(tmp_path: Path) -> None:
 def test_a_file_met_twice_counts_once(tmp_path: Path) -> None:
     touch(tmp_path / "x.mp4")
     assert ids(tmp_path, tmp_path / "x.mp4", tmp_path / "*.mp4") == ["x.mp4"]
+
+
+def test_a_file_met_twice_is_called_what_the_first_folder_calls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path / "videos" / "a.mp4", tmp_path / "videos" / "sub" / "b.mp4", tmp_path / "c.mp4")
+    (tmp_path / "linked").symlink_to(tmp_path / "videos")
+    monkeypatch.chdir(tmp_path)
+    whole = ["a.mp4", "sub/b.mp4"]
+    assert ids("videos", "videos/sub/b.mp4") == whole
+    assert ids("videos/sub/b.mp4", "videos") == whole
+    assert ids("videos", "videos/sub", tmp_path / "videos") == whole
+    assert ids("videos/sub/../a.mp4", "linked/sub/b.mp4", "videos") == whole
+    assert ids("c.mp4", "./c.mp4", tmp_path / "c.mp4", "*.mp4") == ["c.mp4"]
+
+
+def test_folders_are_searched_for_what_readers_accept(tmp_path: Path) -> None:
+    assert ",".join(EXTENSIONS) == ",".join(KNOWN_CONTAINERS)
+    raw = [".m1v", ".m2v", ".mxf", ".rm", ".rmvb", ".y4m"]
+    touch(tmp_path / "x.mp4", *(tmp_path / f"other{extension}" for extension in raw))
+    assert ids(tmp_path) == ["x.mp4"]
 
 
 def test_globs(tmp_path: Path) -> None:

@@ -170,6 +170,19 @@ def test_a_changed_spec_is_noticed(tmp_path):
         open_cache(cache.path)
 
 
+PATHS = ["/etc/passwd", "w.safetensors", "", "HUB", "hub\n", "file:x", "random:", "random:-1"]
+
+
+@pytest.mark.parametrize("weights", [*PATHS, "random:١", "random:1x", f"random:{'9' * 20}"])
+def test_weights_are_a_word_and_never_a_path(tmp_path, weights):
+    with pytest.raises(ValueError, match="expected hub, file or random:SEED"):
+        make_spec(weights=weights)
+    cache = one_entry(tmp_path)
+    edit_spec(cache, lambda spec: spec.update(weights=weights))
+    with pytest.raises(CacheFormatError, match="expected hub, file or random:SEED"):
+        open_cache(cache.path)
+
+
 def test_arrays_have_one_order_and_one_spelling():
     spec = make_spec(arrays=("grid2", "prefix", "patch", "patch", "grid1"))
     assert spec.arrays == ("patch", "prefix", "grid1", "grid2")

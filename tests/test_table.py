@@ -56,6 +56,15 @@ def test_one_decimal_number_makes_a_regression(tmp_path: Path) -> None:
     assert [row.label for row in table.rows] == [10, -0.5, 100]
 
 
+@pytest.mark.parametrize("label", ["1_1", "nan", "inf", "-Infinity", "١", "-+1", "1e999", "0x10"])
+def test_what_only_python_takes_for_a_number_is_a_class(tmp_path: Path, label: str) -> None:
+    text = f"path,label,split\na.mp4,2.5,train\nb.mp4,{label},train\nc.mp4,3,test\n"
+    table = read_table(write(tmp_path, text)).table
+    assert (table.kind, set(table.classes)) == ("classification", {"2.5", label, "3"})
+    with pytest.raises(UsageError, match=r"line 3: label .* expected a number"):
+        read_table(tmp_path / "My Data.csv", kind="regression")
+
+
 def test_the_kind_can_be_said(tmp_path: Path) -> None:
     path = write(tmp_path, "path,label,split\na.mp4,10,train\nb.mp4,9,train\n")
     assert [row.label for row in read_table(path, kind="regression").table.rows] == [10, 9]

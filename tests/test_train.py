@@ -10,7 +10,9 @@ import torch
 from caches import make_cache
 from vis4mer.decode.checkpoints import read_checkpoint
 from vis4mer.decode.config import load_config
+from vis4mer.decode.evaluate import evaluate_run
 from vis4mer.decode.learner import DivergedError, step_seed
+from vis4mer.decode.predict import predict_entries
 from vis4mer.decode.runs import open_run
 from vis4mer.decode.train import train_decoder
 from vis4mer.store.errors import FingerprintError, UsageError, Vis4merError
@@ -122,8 +124,8 @@ def test_a_run_interrupted_after_every_epoch_ends_as_the_whole_one(tmp_path, sch
     for epoch in (1, 2, 3):
         stop = stopper(lambda r, epoch=epoch: r.finished and r.finished.epoch == epoch)
         with pytest.raises(Interruption):
-            train_decoder(cache, config(**settings), parts, resume=True, progress=stop)
-    train_decoder(cache, config(**settings), parts, resume=True)
+            train_decoder(cache, config(**settings), parts, progress=stop)
+    train_decoder(cache, config(**settings), parts)
     assert_same_run(whole, parts)
 
 
@@ -134,9 +136,9 @@ def test_an_interruption_amid_an_epoch_loses_only_that_epoch(tmp_path):
     for epoch, phase in ((1, "train"), (2, "train"), (2, "validate"), (1, "evaluate")):
         stop = stopper(lambda r, e=epoch, p=phase: r.phase == p and r.epoch >= e and r.done >= 1)
         with pytest.raises(Interruption):
-            train_decoder(cache, config(**SMALL_S4), parts, resume=True, progress=stop)
+            train_decoder(cache, config(**SMALL_S4), parts, progress=stop)
     (parts / "best.safetensors").unlink()  # follows from the checkpoint, and comes back
-    train_decoder(cache, config(**SMALL_S4), parts, resume=True)
+    train_decoder(cache, config(**SMALL_S4), parts)
     assert_same_run(whole, parts)
     assert (parts / "best.safetensors").read_bytes() == (whole / "best.safetensors").read_bytes()
 
@@ -162,7 +164,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path, monkeypatch):
             train_decoder(cache, config(), parts)
     assert not list(parts.glob(".*.tmp"))
     assert [line["epoch"] for line in log(parts)] == [1, 2]  # one more than the checkpoint
-    train_decoder(cache, config(), parts, resume=True)
+    train_decoder(cache, config(), parts)
     assert_same_run(whole, parts)
 
 
@@ -171,22 +173,103 @@ def test_a_directory_in_use_is_refused_with_what_to_do(tmp_path):
     run = tmp_path / "run"
     result = train_decoder(cache, config(), run)
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    with pytest.raises(UsageError, match=r"already holds a run \(finished\); add --resume"):
-        train_decoder(cache, config(), run)
-    with pytest.raises(UsageError, match=r"optimizer.lr: run 0.01, asked 0.5"):
-        train_decoder(cache, config(optimizer__lr=0.5), run, resume=True)
+    with pytest.raises(
+        UsageError, match=r"optimizer.lr: run 0.01, asked 0.5\); choose another --run, or the run's"
+    ):
+        train_decoder(cache, config(optimizer__lr=0.5), run)
     notes = []
-    again = train_decoder(
-        cache, config(workers=1), run, resume=True, progress=lambda r: notes.append(r.note)
-    )
+    again = train_decoder(cache, config(workers=1), run, progress=lambda r: notes.append(r.note))
     assert again == result
     assert notes == [f"{run} is finished; nothing was done"]
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    (run / "best.safetensors").unlink()
+    assert train_decoder(cache, config(), run) == result
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    leftover = tmp_path / "killed" / ".config.json.0123456789ab.tmp"  # before its rename
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"{")
+    train_decoder(cache, config(), tmp_path / "killed")
+    assert not leftover.exists()
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("")
     with pytest.raises(UsageError, match=r"no run directory .it holds chapter1.tex"):
-        train_decoder(cache, config(), tmp_path / "thesis", resume=True)
+        train_decoder(cache, config(), tmp_path / "thesis")
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
+
+
+def test_a_run_that_lost_files_is_neither_begun_again_nor_called_another(tmp_path):
+    cache = make_cache(tmp_path, num_videos=8, frames=4)
+    run = tmp_path / "run"
+    result = train_decoder(cache, config(), run)
+    begun = (run / "config.json").read_bytes()
+    (run / "last.safetensors").unlink()
+    assert train_decoder(cache, config(), run) == result
+    with pytest.raises(UsageError, match=r"epochs: run 3, asked 4"):
+        train_decoder(cache, config(epochs=4), run)
+    (run / "results.json").unlink()
+    with pytest.raises(UsageError, match=r"has lost its last.safetensors.*put that file back"):
+        train_decoder(cache, config(), run)
+    (run / "best.safetensors").unlink()  # the log of three epochs still says what there was
+    with pytest.raises(UsageError, match=r"has lost its last.safetensors"):
+        train_decoder(cache, config(), run)
+    with pytest.raises(UsageError, match=r"epochs: run 3, asked 4"):
+        train_decoder(cache, config(epochs=4), run)
+    assert (run / "config.json").read_bytes() == begun
+    (run / "config.json").unlink()
+    with pytest.raises(UsageError, match=r"no run directory .it holds curve.png"):
+        train_decoder(cache, config(), run)
+
+
+def test_a_curve_that_cannot_be_drawn_is_a_note_of_a_finished_run(tmp_path):
+    cache = make_cache(tmp_path, num_videos=8, frames=4)
+    run, notes = tmp_path / "run", []
+    (run / "curve.png").mkdir(parents=True)
+    (run / "config.json").write_bytes(_config_of(cache, tmp_path))
+    result = train_decoder(cache, config(), run, progress=lambda r: notes.append(r.note))
+    assert open_run(run).results() == result
+    assert notes[-1].startswith("curve.png was not drawn (")
+
+
+def _config_of(cache, folder):
+    """What `config.json` is in a run that was killed as soon as it had begun."""
+    with pytest.raises(Interruption):
+        train_decoder(cache, config(), folder / "begun", progress=stopper(lambda _: True))
+    return (folder / "begun" / "config.json").read_bytes()
+
+
+def test_a_decoder_that_cannot_be_built_leaves_no_run_behind(tmp_path):
+    cache = make_cache(tmp_path, num_videos=8, frames=4, dim=6)
+    with pytest.raises(UsageError, match="tokens are 6 wide, which cannot be halved 2 times"):
+        train_decoder(cache, config(**SMALL_S4 | {"decoder.depth": 2}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_videos_too_short_for_the_decoder_are_counted_and_never_read(tmp_path):
+    """Two tokens a frame: `official` of depth 3 needs eight of them, four frames."""
+    lengths = [3, 4, 9, 9, 3, 4, 9, 3]
+    splits = ["train"] * 4 + ["val", "val", "test", "test"]
+    cache = make_cache(tmp_path, num_videos=8, frames=lengths, splits=splits, grid=(1, 2))
+    settings = SMALL_S4 | {"decoder.variant": "official", "decoder.depth": 3}
+    result = train_decoder(cache, config(**settings), tmp_path / "run")
+    assert result.notes == (
+        "the cache covers 3/4 train videos, too short for the decoder: v0",
+        "the cache covers 1/2 val videos, too short for the decoder: v4",
+        "the cache covers 1/2 test videos, too short for the decoder: v7",
+    )
+    run = open_run(tmp_path / "run")
+    assert evaluate_run(run, cache).predictions == result.test.predictions
+    assert run.results().test.coverage.short == ("v7",)
+    with pytest.raises(Vis4merError, match="too short for the decoder: v7; choose another split"):
+        evaluate_run(run, cache, strict=True)
+    with pytest.raises(UsageError, match=r"needs 4 frames of a video: v0, v4, v7; leave them out"):
+        predict_entries(run, cache)
+    assert [p.id for p in predict_entries(run, cache, ["v1", "v6"])] == ["v1", "v6"]
+    # A view of every second frame sees two frames of a video of three or four.
+    thin = config(**settings | {"decoder.depth": 2, "tokens": "2x1x2"})
+    assert not train_decoder(cache, thin, tmp_path / "thin").test.coverage.short
+    short = make_cache(tmp_path / "short", num_videos=4, frames=3, grid=(1, 2))
+    with pytest.raises(Vis4merError, match=r"no video to train on.*use a smaller decoder.depth"):
+        train_decoder(short, config(**settings), tmp_path / "none")
 
 
 def test_a_run_goes_on_only_with_its_own_data(tmp_path):
@@ -195,7 +278,7 @@ def test_a_run_goes_on_only_with_its_own_data(tmp_path):
     with pytest.raises(Interruption):
         train_decoder(cache, config(), run, progress=stopper(lambda r: r.finished))
     with pytest.raises(FingerprintError, match="dim"):
-        train_decoder(make_cache(tmp_path / "wide", dim=8), config(), run, resume=True)
+        train_decoder(make_cache(tmp_path / "wide", dim=8), config(), run)
     table = cache.task("toy/label")
     swapped = [
         TaskRow(id=row.id, split=row.split, label=1 - row.label) if i == 0 else row
@@ -211,7 +294,7 @@ def test_a_run_goes_on_only_with_its_own_data(tmp_path):
         )
     )
     with pytest.raises(UsageError, match="videos or labels of toy/label changed"):
-        train_decoder(cache, config(), run, resume=True)
+        train_decoder(cache, config(), run)
 
 
 def test_without_validation_the_last_epoch_is_selected_and_said(tmp_path):

@@ -9,11 +9,27 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class OptionAbout:
-    """One option; `kind` is its type in words, `default` what it is when nothing is said."""
+    """One option; `kind` is its type in words, `default` what it is when nothing is said.
+
+    mixers: the only ones that have this option; empty when it depends on none.
+    exception: where the default is another, in words; empty when it is the same everywhere.
+    """
 
     name: str
     kind: str
     default: str | int | float | bool | None
+    mixers: tuple[str, ...] = ()
+    exception: str = ""
+
+    def describe(self) -> str:
+        """Such as `true or false, default true (false in official); mixer s4 only`."""
+        shown = str(self.default).lower() if isinstance(self.default, bool) else self.default
+        text = f"{self.kind}, default {shown}"
+        if self.exception:
+            text += f" ({self.exception})"
+        if self.mixers:
+            text += f"; mixer {', '.join(self.mixers)} only"
+        return text
 
 
 @dataclass(frozen=True)

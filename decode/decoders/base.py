@@ -58,6 +58,11 @@ class Decoder(nn.Module, ABC):
         """Outputs (B, num_outputs): class logits, or values on the training scale."""
 
     @property
+    def min_frames(self) -> int:
+        """The fewest real frames of a window that this decoder can say anything of."""
+        return 1
+
+    @property
     def streamable(self) -> bool:
         """Whether `start_stream` and `stream_step` work: only for causal decoders."""
         return False
@@ -84,5 +89,5 @@ class Decoder(nn.Module, ABC):
 
 def check_stream_frames(frames: TokenBatch) -> None:
     """Raise ValueError unless every frame is real."""
-    if not bool(frames.mask.all()):
+    if frames.padded:
         raise ValueError("a stream step takes real frames only, but its mask marks padding")

@@ -31,7 +31,7 @@ class MeanDecoder(Decoder):
         self.head = nn.Linear(shape.dim, num_outputs)
 
     def forward(self, batch: TokenBatch) -> Tensor:
-        mask = None if bool(batch.mask.all()) else batch.token_mask()
+        mask = batch.token_mask() if batch.padded else None
         outputs: Tensor = self.head(masked_mean(batch.sequence(torch.float32), mask))
         return outputs
 

@@ -5,7 +5,7 @@ Islam and Bertasius, arXiv 2204.01692. Letters: B batch, L tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Literal, Self
@@ -32,6 +32,9 @@ from .about import OptionAbout, options_about
 from .base import Decoder, DecoderOptions, check_stream_frames
 
 Variant = Literal["paper", "official"]
+
+# Options of mixers that the released code sets otherwise: its P and Q are not tied.
+OFFICIAL_DEFAULTS: Mapping[str, bool] = {"tied": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +86,11 @@ class Vis4merOptions(DecoderOptions):
 
     @classmethod
     def about(cls) -> tuple[OptionAbout, ...]:
-        """The skeleton's options and those of the default mixer."""
+        """The skeleton's options, then those of the mixers, with the mixers that have them."""
         skeleton = options_about(cls, without=frozenset({"mixer_options"}))
         mixers = "one of " + ", ".join(MIXERS)
         skeleton = tuple(replace(o, kind=mixers) if o.name == "mixer" else o for o in skeleton)
-        return skeleton + options_about(mixer_class(cls.mixer).Options)
+        return skeleton + tuple(_mixer_options_about())
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
@@ -95,13 +98,28 @@ class Vis4merOptions(DecoderOptions):
         return {**data, **of_mixer}
 
 
+def _mixer_options_about() -> Iterator[OptionAbout]:
+    """Every option of any mixer once."""
+    owners: dict[OptionAbout, list[str]] = {}
+    for name in MIXERS:
+        for option in options_about(mixer_class(name).Options):
+            owners.setdefault(option, []).append(name)
+    for option, mixers in owners.items():
+        official = OFFICIAL_DEFAULTS.get(option.name)
+        yield replace(
+            option,
+            mixers=() if len(mixers) == len(MIXERS) else tuple(mixers),
+            exception="" if official is None else f"{str(official).lower()} in official",
+        )
+
+
 def _mixer_options(
     variant: Variant, mixer: str, given: Mapping[str, Any], *, path: str = "decoder"
 ) -> MixerOptions:
-    """The mixer's options. `official` differs in one default: its P and Q are not tied."""
     options = mixer_class(mixer).Options
-    if variant == "official" and "tied" in {f.name for f in fields(options)}:
-        given = {"tied": False, **given}
+    if variant == "official":
+        known = {f.name for f in fields(options)}
+        given = {k: v for k, v in OFFICIAL_DEFAULTS.items() if k in known} | dict(given)
     return build(options, given, path=path)
 
 
@@ -148,8 +166,8 @@ class Vis4mer(Decoder):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         tokens = self._tokens(batch)
-        real = tokens.x.shape[1] if tokens.mask is None else int(tokens.mask.sum(dim=1).min())
-        self._check_num_tokens(real)
+        per_frame = tokens.x.shape[1] // batch.mask.shape[1]
+        self._check_num_tokens(per_frame * batch.min_frames)
         for block in self._blocks:
             tokens = block(tokens)
         return self._outputs(masked_mean(tokens.x, tokens.mask))
@@ -168,7 +186,7 @@ class Vis4mer(Decoder):
             x, per_frame = batch.patch.flatten(1, 3).to(dtype), grid[0] * grid[1]  # B L D
         else:
             grid, x, per_frame = None, batch.sequence(dtype), batch.shape.tokens_per_frame  # B L D
-        if bool(batch.mask.all()):
+        if not batch.padded:
             return Tokens(x=x, mask=None, grid=grid)
         mask = batch.mask.repeat_interleave(per_frame, dim=1)  # B L
         return Tokens(x=torch.where(mask[..., None], x, 0), mask=mask, grid=grid)
@@ -180,6 +198,10 @@ class Vis4mer(Decoder):
                 f"{self.min_tokens} tokens in a window, got {num_tokens}; use longer windows, more "
                 "tokens a frame, a smaller depth or --set decoder.variant=paper"
             )
+
+    @property
+    def min_frames(self) -> int:
+        return -(-self.min_tokens // self.shape.tokens_per_frame)
 
     @torch.no_grad()
     def horizons(self) -> tuple[float, ...]:

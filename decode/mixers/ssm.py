@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from ..ssm.base import Ssm
 from ..ssm.channels import by_channels
 from ..ssm.kernel import (
     BLOCK,
@@ -28,7 +29,6 @@ from ..ssm.kernel import (
     fft_convolution,
     kernel,
 )
-from ..ssm.s4 import Ssm
 from ..typed import refuse
 from .base import CausalMixer, ChannelDropout, MixerOptions
 
@@ -104,8 +104,8 @@ class SsmMixer(CausalMixer):
         return self.ssm.dynamics()
 
     def start_stream(self, batch_size: int, device: torch.device) -> SsmStreamState:
-        B = self.ssm.vectors()[-3]  # H N
-        x = torch.zeros(B.shape[0], batch_size, B.shape[1], device=device, dtype=B.dtype)  # H B N
+        H, N = self.ssm.state_shape
+        x = torch.zeros(H, batch_size, N, device=device, dtype=self.ssm.D.dtype)  # H B N
         return SsmStreamState(x=x, operators={})
 
     @torch.no_grad()

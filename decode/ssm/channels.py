@@ -60,7 +60,11 @@ class _ByChannels(torch.autograd.Function):
             with torch.enable_grad(), torch.autocast(u.device.type, enabled=False):
                 y = ctx.function(*inputs)
             asked = [t for t in inputs if t.requires_grad]
-            found = iter(torch.autograd.grad(y, asked, _channels_first(grad_y, part, y)))
+            # A window of one token never uses the step to the next: its gradient is zero.
+            grads_part = torch.autograd.grad(
+                y, asked, _channels_first(grad_y, part, y), materialize_grads=True
+            )
+            found = iter(grads_part)
             if grad_u is not None:
                 grad_u[..., part] = next(found).permute(1, 2, 0)
             for grad in grads:

@@ -1,8 +1,8 @@
 """HiPPO-LegS: the state matrix that makes a linear state remember a whole signal.
 
 Equations are those of Gu et al., "Efficiently Modeling Long Sequences with Structured State
-Spaces" (S4, arXiv 2111.00396). Everything here is float64 NumPy-like precision on the CPU; nothing
-here knows about layers, channels or time steps.
+Spaces" (S4, arXiv 2111.00396). Everything here is float64 on the CPU; nothing here
+knows about layers, channels or time steps.
 
 Letters: N state size, n = N/2 conjugate pairs.
 """

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .base import Ssm, as_complex, as_pairs, init_log_dt
 from .hippo import legs_nplr
-from .s4 import Ssm, as_complex, as_pairs, init_log_dt
 from .system import Diagonal, System, real_columns, real_rows
 
 Start = Literal["lin", "inv", "legs"]

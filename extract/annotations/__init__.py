@@ -1,0 +1,1 @@
+"""Labels as people publish them → task tables. Knows nothing of what a video holds."""

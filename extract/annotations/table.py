@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -37,6 +38,8 @@ _SPLITS: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
+_NUMBER_PATTERN = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_WHOLE_PATTERN = re.compile(r"[+-]?[0-9]{1,300}")  # no longer than a finite float
 _OPTIONAL = ("start_seconds", "end_seconds", "group")
 
 
@@ -179,16 +182,18 @@ def _stems(folder: Path) -> dict[str, list[Path]]:
 
 
 def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
+    """The number that a text is, as people write numbers; None for any other text.
+
+    Python's own spelling (1_1, nan, inf, digits of other scripts) makes a label no number.
+    """
+    if not _NUMBER_PATTERN.fullmatch(text):
         return None
+    value = float(text)
     return value if math.isfinite(value) else None
 
 
 def _is_whole(text: str) -> bool:
-    digits = text.removeprefix("-").removeprefix("+")
-    return digits.isascii() and digits.isdigit()
+    return _WHOLE_PATTERN.fullmatch(text) is not None
 
 
 def _kind_of(labels: Iterable[str]) -> Literal["classification", "regression"]:

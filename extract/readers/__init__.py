@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ...store.errors import UsageError
+from ..wording import first_line
 from .base import (
     MAX_DAMAGED_FRACTION,
     MAX_PIXELS,
@@ -75,7 +76,7 @@ def get_reader(name: str) -> Reader:
     # A library that is installed but was built for another torch or FFmpeg fails in these ways.
     except (ImportError, OSError, RuntimeError) as error:
         raise UsageError(
-            f"the reader {name!r} cannot be loaded: {_first_line(error)}; install it with: "
+            f"the reader {name!r} cannot be loaded: {first_line(error)}; install it with: "
             f"{install}, or use another reader"
         ) from error
     return reader
@@ -91,8 +92,3 @@ def _status(name: ReaderName) -> ReaderStatus:
         return ReaderStatus(name=name, version=get_reader(name).version, problem=None)
     except UsageError as error:
         return ReaderStatus(name=name, version=None, problem=str(error))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__

@@ -9,6 +9,7 @@ Letters: T frames, H height, W width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,30 @@ class VideoStream(Protocol):
         traceback: TracebackType | None,
     ) -> None: ...
 
+    def close(self) -> None: ...
+
+
+class OpenVideo(ABC):
+    """What streams here have in common: `info`, and that leaving the `with` block closes them."""
+
+    _info: VideoInfo
+
+    @property
+    def info(self) -> VideoInfo:
+        return self._info
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @abstractmethod
     def close(self) -> None: ...
 
 

@@ -13,8 +13,6 @@ import re
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import decord
 import numpy as np
@@ -22,7 +20,7 @@ from decord import DECORDError
 from numpy.typing import NDArray
 
 from ..sampling import exact_rate
-from .base import MAX_PIXELS, FrameBatch, ReadMethod, VideoError, VideoInfo
+from .base import MAX_PIXELS, FrameBatch, OpenVideo, ReadMethod, VideoError, VideoInfo
 from .batching import ShownFrame, batch_frames
 from .container import check_size, open_container
 
@@ -48,7 +46,7 @@ class DecordReader:
         return DecordStream(Path(path), fps=fps, max_pixels=max_pixels)
 
 
-class DecordStream:
+class DecordStream(OpenVideo):
     """One video; see `VideoStream` for what it promises, and above for what decord does not."""
 
     damaged_frames = 0
@@ -79,21 +77,6 @@ class DecordStream:
             codec=codec,
             container=container_name,
         )
-
-    @property
-    def info(self) -> VideoInfo:
-        return self._info
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Nothing stays open between chunks."""

@@ -16,8 +16,6 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import av
 import numpy as np
@@ -30,7 +28,15 @@ from av.video.stream import VideoStream as AVVideoStream
 from numpy.typing import NDArray
 
 from ..sampling import Segment, TargetClock, frames_for_targets, plan_segments
-from .base import MAX_DAMAGED_FRACTION, MAX_PIXELS, FrameBatch, ReadMethod, VideoError, VideoInfo
+from .base import (
+    MAX_DAMAGED_FRACTION,
+    MAX_PIXELS,
+    FrameBatch,
+    OpenVideo,
+    ReadMethod,
+    VideoError,
+    VideoInfo,
+)
 from .batching import ShownFrame, batch_frames
 from .container import check_size, explain, open_container
 from .timeline import PacketSource, VideoPacket, read_timeline
@@ -60,7 +66,7 @@ class _Answer:
     stop: int
 
 
-class PyAVStream:
+class PyAVStream(OpenVideo):
     """One video; see `VideoStream` for what it promises.
 
     Three attempts, each going on where the one before gave up: seeking, plain decoding that stops
@@ -89,12 +95,8 @@ class PyAVStream:
             self._method: ReadMethod = "seek" if timeline.is_seekable else "sequential"
             # Seeking relies on what demuxing taught this container about the file.
             self._opened = (container, stream)
+            self._count_damage(timeline.missing + timeline.damaged)
             self._resources = stack.pop_all()
-        self._count_damage(timeline.missing + timeline.damaged)
-
-    @property
-    def info(self) -> VideoInfo:
-        return self._info
 
     @property
     def damaged_frames(self) -> int:
@@ -103,17 +105,6 @@ class PyAVStream:
     @property
     def method(self) -> ReadMethod:
         return self._method
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._resources.close()

@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import torchcodec
@@ -23,6 +21,7 @@ from .base import (
     MAX_BATCH_FRAMES,
     MAX_PIXELS,
     FrameBatch,
+    OpenVideo,
     ReadMethod,
     VideoError,
     VideoInfo,
@@ -44,7 +43,7 @@ class TorchCodecReader:
         return TorchCodecStream(Path(path), fps=fps, max_pixels=max_pixels)
 
 
-class TorchCodecStream:
+class TorchCodecStream(OpenVideo):
     """One video; see `VideoStream` for what it promises."""
 
     damaged_frames = 0
@@ -84,21 +83,6 @@ class TorchCodecStream:
             codec=codec,
             container=container_name,
         )
-
-    @property
-    def info(self) -> VideoInfo:
-        return self._info
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the decoder and its file."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..store.cache import Cache, create_cache, open_cache
+from ..store.cache import create_cache, find_cache, open_cache
 from ..store.errors import UsageError
-from ..store.spec import CacheSpec, ComputeDtype, StoredDtype
+from ..store.spec import CacheSpec, ComputeDtype, StoredDtype, require_writable
 from ..store.tasks import TaskTable
 from .annotations.table import read_table
 from .plan import ExtractPlan, plan_extraction
@@ -145,24 +145,26 @@ def plan_videos(
 ) -> ExtractPlan:
     """What `extract_videos` would do with the same arguments. Writes nothing.
 
-    The weights are not loaded, so they are not compared with those of an existing cache.
+    Raises what `extract_videos` would, FingerprintError for other settings than the cache's among
+    them. Only the weights and the precision of the backbone are not compared: they are not loaded.
     """
     request = find_request(inputs, dataset=dataset, videos=videos)
     chosen_reader = get_reader(reader)
-    path = Path(cache)
-    existing = open_cache(path) if (path / "zarr.json").exists() else None
-    spec = (
-        existing.spec
-        if existing
-        else _planned_spec(
-            backbone, fps=fps, reader=chosen_reader, stored_dtype=stored_dtype, grids=grids
-        )
+    spec = _planned_spec(
+        backbone, fps=fps, reader=chosen_reader, stored_dtype=stored_dtype, grids=grids
     )
+    existing = find_cache(cache)
+    if existing is not None:
+        stored = existing.spec
+        comparable = replace(
+            spec, weights_sha256=stored.weights_sha256, compute_dtype=stored.compute_dtype
+        )
+        require_writable(stored, comparable, name=str(existing.path))
     return plan_extraction(
         request.videos,
         spec=spec,
         cache=existing,
-        cache_path=path,
+        cache_path=Path(cache),
         reader=chosen_reader,
         limit=limit,
         overwrite=overwrite,
@@ -177,7 +179,7 @@ def label_cache(
 
     Returns the table and the ids that it names and the cache does not hold.
     """
-    opened: Cache = open_cache(cache)
+    opened = open_cache(cache)
     table = read_table(dataset, videos=videos).table
     opened.save_task(table)
     held = set(opened.ids())

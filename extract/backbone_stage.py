@@ -19,13 +19,14 @@ from ..store.errors import Vis4merError
 from ..store.spec import StoredDtype
 from .backbones import Backbone
 from .buffers import OrderedBuffer, WeightedBuffer
-from .items import End, Failed, Floats, FramePart, StopSignal, TokenPart, VideoJob
+from .items import End, Failed, Floats, FramePart, TokenPart, VideoJob
 from .progress import Tally
-from .wording import first_line
+from .stopping import StopSignal
+from .wording import describe_error
 
 
 class BackboneStage:
-    """`run` is the body of every encoding thread."""
+    """`run` is the body of every backbone thread."""
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class BackboneStage:
         try:
             return self._encode_parts([part])[0]
         except Exception as error:
-            reason = f"the backbone failed: {type(error).__name__}: {first_line(error)}"
+            reason = f"the backbone failed: {describe_error(error)}"
             return part.job.fail("encode", reason)
 
     def _encode_parts(self, parts: Sequence[FramePart]) -> list[TokenPart]:
