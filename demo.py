@@ -251,6 +251,7 @@ def _train(
         epochs=epochs,
         seed=seed,
         device=device,
+        precision="float32",
     )
 
     def tell(progress: TrainProgress) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..store.cache import create_cache, find_cache, open_cache
+from ..store.cache import Cache, create_cache, find_cache, open_cache
 from ..store.errors import UsageError
 from ..store.spec import CacheSpec, ComputeDtype, StoredDtype, require_writable
 from ..store.tasks import TaskTable
@@ -106,6 +106,12 @@ def extract_videos(
 
     request = find_request(inputs, dataset=dataset, videos=videos)
     chosen_reader = get_reader(reader)
+    existing = find_cache(cache)
+    if existing is not None and weights == "hub":  # before gigabytes are fetched for nothing
+        planned = _planned_spec(
+            backbone, fps=fps, reader=chosen_reader, stored_dtype=stored_dtype, grids=grids
+        )
+        _require_settings(existing, planned)
     loaded = load_backbone(backbone, weights=weights, device=device, compute_dtype=compute_dtype)
     spec = cache_spec(
         loaded, fps=fps, reader=chosen_reader.name, stored_dtype=stored_dtype, grids=grids
@@ -155,11 +161,7 @@ def plan_videos(
     )
     existing = find_cache(cache)
     if existing is not None:
-        stored = existing.spec
-        comparable = replace(
-            spec, weights_sha256=stored.weights_sha256, compute_dtype=stored.compute_dtype
-        )
-        require_writable(stored, comparable, name=str(existing.path))
+        _require_settings(existing, spec)
     return plan_extraction(
         request.videos,
         spec=spec,
@@ -177,13 +179,30 @@ def label_cache(
 ) -> tuple[TaskTable, list[str]]:
     """Add the task table of a CSV to a cache, or refresh it, without touching a video.
 
-    Returns the table and the ids that it names and the cache does not hold.
+    Returns the table and the ids that it names and the cache does not hold. Raises UsageError when
+    the cache holds none of them: the two then call their videos by different names.
     """
     opened = open_cache(cache)
     table = read_table(dataset, videos=videos).table
+    held, named = set(opened.ids()), {row.id for row in table.rows}
+    if held and not held & named:
+        raise UsageError(
+            f"{dataset} names no video of {cache}: it says {min(named)!r}, the cache "
+            f"{min(held)!r}; "
+            "write the names as `vis4mer cache ls` shows them, or give --videos, the folder that "
+            "was extracted"
+        )
     opened.save_task(table)
-    held = set(opened.ids())
-    return table, sorted({row.id for row in table.rows} - held)
+    return table, sorted(named - held)
+
+
+def _require_settings(existing: Cache, planned: CacheSpec) -> None:
+    """Refuse other settings than the cache's, as far as they show without weights."""
+    stored = existing.spec
+    comparable = replace(
+        planned, weights_sha256=stored.weights_sha256, compute_dtype=stored.compute_dtype
+    )
+    require_writable(stored, comparable, name=str(existing.path))
 
 
 def _planned_spec(

@@ -219,6 +219,29 @@ def test_label_then_train_resume_evaluate(tmp_path):
     refused(strict, 1, "gone", "--strict")
 
 
+def test_labels_that_match_nothing_are_refused_and_not_saved(tmp_path):
+    cache = make_cache(tmp_path)
+    labels = tmp_path / "mine.csv"
+    labels.write_text("id,label,split\nvideos/v0,a,train\nvideos/v1,b,test\n")
+    refused(run("label", cache.path, "--dataset", labels), 2, "videos/v0", "'v0'", "--videos")
+    assert cache.tasks() == ["toy/label"]
+
+
+def test_another_backbone_is_refused_before_its_weights_are_fetched(clips, tmp_path):
+    cache = tmp_path / "c.zarr"
+    run("extract", clips, "--cache", cache, *BACKBONE, "--limit", "1")
+    result = run("extract", clips, "--cache", cache, "--backbone", "vit_small_patch16_224")
+    refused(result, 1, "vit_tiny_patch16_224", "vit_small_patch16_224")
+
+
+def test_resume_needs_a_run_and_training_a_task(tmp_path):
+    cache = make_cache(tmp_path)
+    command = ("train-decoder", "--cache", cache.path, "--run", tmp_path / "r")
+    refused(run(*command, "--resume"), 2, "--resume")
+    refused(run(*command), 2, "--task", "toy/label")
+    assert not (tmp_path / "r").exists()
+
+
 def test_runs_that_cannot_be_used_are_one_line(tmp_path):
     cache = make_cache(tmp_path)
     (tmp_path / "empty").mkdir()
