@@ -133,9 +133,6 @@ def root(
 
 def main() -> None:
     """Entry point of the `vis4mer` command."""
-    # Threads of the CPU's pool that wait by spinning take the cores from readers and neighbours;
-    # the policy is read when torch is loaded, which no command has done yet.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()
 
 
@@ -529,6 +526,9 @@ def demo(
 
     Example: vis4mer demo
     """
+    # The demo's many small steps on a newcomer's busy machine: threads that wait by spinning would
+    # take the cores from each other. Read when torch is loaded, which has not happened yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from .demo import run_demo
 
     report = console.print_note if as_json else console.print_line
