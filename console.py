@@ -129,3 +129,8 @@ def bar(done: int, total: int, *, width: int = 24) -> str:
 def share(done: int, total: int) -> str:
     """A bar and the counts, e.g. for a line of progress."""
     return f"{bar(done, total)} {done}/{total}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 video`, `2 videos`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

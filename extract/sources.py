@@ -33,11 +33,17 @@ VIDEO_EXTENSIONS = frozenset(" ".join(EXTENSIONS.values()).split())
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSource:
-    """One video: `id` in the cache, `path` to read, `name` for people (as it was given)."""
+    """One video: `id` in the cache, `path` to read, `name` for people (as it was given).
+
+    start_seconds, end_seconds: the part, half-open from the first frame, that sampling speaks of,
+    where it depends on one (`Sampling.needs_extent`); None is the video's own beginning or end.
+    """
 
     id: str
     path: Path
     name: str
+    start_seconds: float | None = None
+    end_seconds: float | None = None
 
     def __post_init__(self) -> None:
         check_id(self.id)

@@ -24,6 +24,7 @@ StoredDtype = Literal["float16", "bfloat16", "int8"]
 ComputeDtype = Literal["float32", "bfloat16"]
 Interpolation = Literal["bicubic", "bilinear"]
 Resize = Literal["short-side", "squash"]
+SamplingKind = Literal["fps", "spread", "segments"]
 
 # Fields that describe a cache without changing a value: where the weights came from (their hash is
 # identity) and which arrays are kept (a partial copy of a cache holds the same numbers).
@@ -73,19 +74,66 @@ class Preprocess:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Which moments of a video become frames: first pts + k / fps, over the whole file."""
+    """Which moments of a video become frames of tokens.
 
-    kind: Literal["fps"] = "fps"
+    fps: first pts + k / fps, over the whole file; crops and outros are extents of task rows.
+    spread: floor(seconds · fps) moments, evenly over the whole file, the seconds being what the
+    annotation says the video lasts (protocol `official`, whose durations leave the outro out).
+    segments: `segments` equal parts of the video, or of the part that a task row speaks of, each
+    seen as `clip_frames` frames; `fps` says nothing then and is 1, one step a segment.
+    """
+
+    kind: SamplingKind = "fps"
     fps: float = 1.0
+    segments: int | None = None
+    clip_frames: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fps", float(self.fps))
         if not (math.isfinite(self.fps) and self.fps > 0):
             raise ValueError(f"fps must be a positive number, got {self.fps}")
+        if self.clip_frames < 1:
+            raise ValueError(f"a clip has at least 1 frame, got {self.clip_frames}")
+        in_segments = self.kind == "segments"
+        if in_segments != (self.segments is not None) or (
+            self.segments is not None and self.segments < 1
+        ):
+            raise ValueError(f"sampling by {self.kind}, got {self.segments} segments")
+        if not in_segments and self.clip_frames != 1:
+            raise ValueError(f"clips of {self.clip_frames} frames are sampled in segments")
+        if in_segments and self.fps != 1.0:
+            raise ValueError(f"segments have no rate of their own, got {self.fps} fps")
+
+    @property
+    def needs_extent(self) -> bool:
+        """Whether a row's extent decides what is sampled, so that it is part of the entry's id."""
+        return self.kind != "fps"
+
+    def describe(self) -> str:
+        """In words, such as `1 fps` or `64 segments of 32 frames`."""
+        if self.kind == "segments":
+            return f"{self.segments} segments of {self.clip_frames} frames"
+        return f"{self.fps:g} fps" + (" spread over the file" if self.kind == "spread" else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that this kind has."""
+        if self.kind == "segments":
+            names = ("kind", "segments", "clip_frames")
+        else:
+            names = ("kind", "fps")
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, name: str) -> Sampling:
-        kind: Literal["fps"] = f.choice(data, "kind", ("fps",), name=name)
+        kind: SamplingKind = f.choice(data, "kind", get_args(SamplingKind), name=name)
+        if kind == "segments":
+            return _built(
+                cls,
+                name,
+                kind=kind,
+                segments=f.integer(data, "segments", name=name, minimum=1),
+                clip_frames=f.integer(data, "clip_frames", name=name, minimum=1),
+            )
         return _built(cls, name, kind=kind, fps=f.number(data, "fps", name=name))
 
 
@@ -93,9 +141,10 @@ class Sampling:
 class CacheSpec:
     """What a cache holds and what made it. Stored in the root group's attributes.
 
-    backbone: timm name with tag, or `module:function`. weights: `hub`, `file` or `random:SEED`, a
-    word and never a path: a spec may be somebody else's.
+    backbone: timm name with tag, or `module:function`. weights: `hub`, `file`, `random:SEED` or
+    `unknown`, a word and never a path: a spec may be somebody else's.
     weights_sha256: of the weights as loaded. layer: which layer the tokens come from.
+    preprocess: None where it is not known how the tokens were made (an imported cache).
     grid: (h, w) of the patch tokens. num_prefix: CLS and register tokens a frame. dim: width D.
     arrays: the arrays each entry holds, of `patch`, `prefix`, `gridN`.
     """
@@ -104,7 +153,7 @@ class CacheSpec:
     weights: str
     weights_sha256: str
     layer: str = "final-norm"
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     sampling: Sampling
     reader: str
     compute_dtype: ComputeDtype = "float32"
@@ -118,7 +167,7 @@ class CacheSpec:
     def __post_init__(self) -> None:
         if not _WEIGHTS_PATTERN.fullmatch(self.weights):
             raise ValueError(
-                f"weights {self.weights[:80]!r}: expected hub, file or random:SEED with digits"
+                f"weights {self.weights[:80]!r}: expected hub, file, unknown or random:SEED with digits"
             )
         if min(self.grid) < 1 or self.dim < 1 or self.num_prefix < 0:
             raise ValueError(f"tokens need a grid and a width, got grid {self.grid} dim {self.dim}")
@@ -159,13 +208,14 @@ class CacheSpec:
         return self.num_prefix if grid is None else grid[0] * grid[1]
 
     def to_json(self) -> dict[str, Any]:
-        data = {key: value for key, value in asdict(self).items() if key != "unknown_fields"}
+        data = {**asdict(self), "sampling": self.sampling.to_json()}
+        del data["unknown_fields"]
         return {"format": FORMAT, **data, "fingerprint": self.fingerprint}
 
     @property
     def identity(self) -> dict[str, Any]:
         """The fields that change stored values."""
-        data = asdict(self)
+        data = {**asdict(self), "sampling": self.sampling.to_json()}
         for name in (*NOT_IDENTITY, "unknown_fields"):
             del data[name]
         return {"format": FORMAT, **data}
@@ -185,7 +235,9 @@ class CacheSpec:
                 f"{name}: cache format {format_number} is newer than this version reads "
                 f"(format {FORMAT}); upgrade vis4mer"
             )
-        preprocess = f.mapping(data, "preprocess", name=name)
+        preprocess = None
+        if data.get("preprocess") is not None:
+            preprocess = f.mapping(data, "preprocess", name=name)
         sampling = f.mapping(data, "sampling", name=name)
         height, width = _of_length(f.integers(data, "grid", name=name), 2, "grid", name)
         spec = _built(
@@ -195,7 +247,7 @@ class CacheSpec:
             weights=f.text(data, "weights", name=name),
             weights_sha256=f.text(data, "weights_sha256", name=name),
             layer=f.text(data, "layer", name=name),
-            preprocess=Preprocess.from_json(preprocess, name=name),
+            preprocess=preprocess and Preprocess.from_json(preprocess, name=name),
             sampling=Sampling.from_json(sampling, name=name),
             reader=f.text(data, "reader", name=name),
             compute_dtype=f.choice(data, "compute_dtype", get_args(ComputeDtype), name=name),
@@ -206,7 +258,7 @@ class CacheSpec:
             arrays=f.texts(data, "arrays", name=name),
             unknown_fields=(
                 *_unknown(data, cls, also=("format", "fingerprint", "checksum")),
-                *_unknown(preprocess, Preprocess, prefix="preprocess."),
+                *_unknown(preprocess or {}, Preprocess, prefix="preprocess."),
                 *_unknown(sampling, Sampling, prefix="sampling."),
             ),
         )
@@ -261,7 +313,7 @@ def diff_specs(stored: CacheSpec, wanted: CacheSpec) -> tuple[FieldDifference, .
     )
 
 
-_WEIGHTS_PATTERN = re.compile(r"hub|file|random:[0-9]{1,19}")
+_WEIGHTS_PATTERN = re.compile(r"hub|file|unknown|random:[0-9]{1,19}")
 _ARRAY_ORDER = {"patch": 0, "prefix": 1}
 _SIDE_PATTERN = re.compile(r"[1-9][0-9]{0,3}")  # one spelling for each size
 

@@ -43,17 +43,16 @@ class CacheSummary:
     def lines(self, *, human_bytes: Callable[[float], str]) -> list[tuple[str, str]]:
         """The summary as (name, value) lines for people."""
         spec = self.spec
-        size = "x".join(map(str, spec.preprocess.size))
         grid = "x".join(map(str, spec.grid))
         lines = [
             ("cache", f"{self.path} (format 1, fingerprint {spec.fingerprint})"),
             ("videos", f"{self.num_videos}, {self.duration_seconds / 3600:.2f} h"),
-            ("frames", f"{self.num_frames} at {spec.sampling.fps:g} fps, read by {spec.reader}"),
+            ("frames", f"{self.num_frames} ({spec.sampling.describe()}), read by {spec.reader}"),
             ("size", human_bytes(self.num_bytes)),
             ("failures", f"{self.num_failures} (`vis4mer cache ls --failures`)"),
             ("damaged", f"{self.damaged_videos} videos have damaged frames"),
             ("backbone", f"{spec.backbone}, weights {_weights(spec)}"),
-            ("input", f"{size} {spec.preprocess.resize}, computed in {spec.compute_dtype}"),
+            ("input", f"{_input(spec)}, computed in {spec.compute_dtype}"),
             ("tokens", f"{grid} + {spec.num_prefix} prefix, width {spec.dim}, {spec.stored_dtype}"),
         ]
         for array, count in self.frame_bytes.items():
@@ -95,3 +94,9 @@ def _weights(spec: CacheSpec) -> str:
     if spec.weights.startswith("random"):
         return f"{shown}: RANDOM, not trained: for trying the pipeline only"
     return shown
+
+
+def _input(spec: CacheSpec) -> str:
+    if spec.preprocess is None:
+        return "not known how it was prepared"
+    return f"{'x'.join(map(str, spec.preprocess.size))} {spec.preprocess.resize}"

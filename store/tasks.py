@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from . import fields as f
 from .errors import CacheFormatError, UsageError
 from .keys import check_id, task_path
+from .spec import Sampling
 
 Split = Literal["train", "val", "test"]
 TaskKind = Literal["classification", "regression"]
@@ -86,6 +87,22 @@ class TaskTable:
     def split(self, split: Split) -> tuple[TaskRow, ...]:
         return tuple(row for row in self.rows if row.split == split)
 
+    def as_sampled(self, sampling: Sampling) -> TaskTable:
+        """The table for a cache of this sampling: where a row's extent decides what is sampled, it
+        is part of the entry's id (`extent_id`) and no more to be cut out on reading."""
+        if not sampling.needs_extent:
+            return self
+        rows = tuple(
+            replace(
+                row,
+                id=extent_id(row.id, row.start_seconds, row.end_seconds),
+                start_seconds=None,
+                end_seconds=None,
+            )
+            for row in self.rows
+        )
+        return replace(self, rows=rows)
+
     def to_json(self) -> dict[str, Any]:
         rows = [
             [r.id, r.split, r.label, r.start_seconds, r.end_seconds, r.group] for r in self.rows
@@ -115,6 +132,17 @@ class TaskTable:
             )
         except UsageError as error:
             raise CacheFormatError(f"{name}: {error}") from error
+
+
+def extent_id(entry_id: str, start_seconds: float | None, end_seconds: float | None) -> str:
+    """`ID@startms-endms` for a part of a video, in whole milliseconds; the id where it is whole.
+
+    An end that is not given stays empty: `ID@2500-`.
+    """
+    if start_seconds is None and end_seconds is None:
+        return entry_id
+    end = "" if end_seconds is None else str(round(end_seconds * 1000))
+    return f"{entry_id}@{round((start_seconds or 0.0) * 1000)}-{end}"
 
 
 def _row(values: object, name: str) -> TaskRow:

@@ -12,7 +12,7 @@ from entries import edit_spec, make_spec, make_tokens, one_entry, write
 from vis4mer.store.cache import create_cache, open_cache
 from vis4mer.store.errors import CacheFormatError, FingerprintError, UsageError
 from vis4mer.store.keys import entry_key, fan, slug_name, task_path
-from vis4mer.store.spec import CacheSpec, Preprocess, Sampling
+from vis4mer.store.spec import CacheSpec, Preprocess, Sampling, diff_specs
 
 PREPROCESS = Preprocess(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -46,6 +46,7 @@ CHANGES = {
         "cache (0.5, 0.5, 0.5), asked (0.1, 0.5, 0.5)",
     ),
     "sampling.fps": ({"sampling": Sampling(fps=2)}, "cache 1.0, asked 2.0"),
+    "sampling.kind": ({"sampling": Sampling(kind="spread")}, "cache fps, asked spread"),
     "reader": ({"reader": "decord"}, "cache pyav, asked decord"),
     "compute_dtype": ({"compute_dtype": "bfloat16"}, "cache float32, asked bfloat16"),
     "stored_dtype": ({"stored_dtype": "int8"}, "cache float16, asked int8"),
@@ -54,7 +55,8 @@ CHANGES = {
     "dim": ({"dim": 16}, "cache 8, asked 16"),
 }
 NOT_IDENTITY = {"weights", "arrays", "unknown_fields"}
-ONE_CHOICE = {"sampling.kind"}
+OF_SEGMENTS = {"sampling.segments", "sampling.clip_frames"}
+SEGMENTS = Sampling(kind="segments", segments=4, clip_frames=2)
 
 
 def test_every_field_is_either_identity_or_said_not_to_be():
@@ -66,7 +68,45 @@ def test_every_field_is_either_identity_or_said_not_to_be():
             names |= {f"{field.name}.{inner.name}" for inner in dataclasses.fields(value)}
         else:
             names.add(field.name)
-    assert names == set(CHANGES) | NOT_IDENTITY | ONE_CHOICE
+    assert names == set(CHANGES) | NOT_IDENTITY | OF_SEGMENTS
+
+
+@pytest.mark.parametrize("field", sorted(OF_SEGMENTS))
+def test_other_segments_make_other_numbers(field):
+    name = field.partition(".")[2]
+    stored = make_spec(sampling=SEGMENTS)
+    wanted = make_spec(sampling=dataclasses.replace(SEGMENTS, **{name: 8}))
+    assert wanted.fingerprint != stored.fingerprint
+    assert [difference.field for difference in diff_specs(stored, wanted)] == [field]
+
+
+def test_a_sampling_states_the_fields_of_its_kind_and_reads_them_back():
+    assert SEGMENTS.to_json() == {"kind": "segments", "segments": 4, "clip_frames": 2}
+    spread = Sampling(kind="spread", fps=2)
+    assert spread.to_json() == {"kind": "spread", "fps": 2.0}
+    for sampling in (SEGMENTS, spread, Sampling(fps=0.5)):
+        assert Sampling.from_json(sampling.to_json(), name="x") == sampling
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"kind": "segments"}, "None segments"),
+        ({"segments": 4}, "4 segments"),
+        ({"kind": "segments", "segments": 0}, "0 segments"),
+        ({"kind": "segments", "segments": 4, "fps": 2.0}, "no rate of their own"),
+        ({"clip_frames": 2}, "sampled in segments"),
+        ({"kind": "segments", "segments": 4, "clip_frames": 0}, "at least 1 frame"),
+    ],
+)
+def test_a_sampling_that_means_nothing_is_refused(fields, said):
+    with pytest.raises(ValueError, match=said):
+        Sampling(**fields)
+
+
+def test_a_cache_whose_making_is_unknown_reads_back(tmp_path):
+    spec = make_spec(preprocess=None, weights="unknown")
+    assert open_cache(create_cache(tmp_path / "c.zarr", spec).path).spec == spec
 
 
 @pytest.mark.parametrize("field", CHANGES)
@@ -175,11 +215,11 @@ PATHS = ["/etc/passwd", "w.safetensors", "", "HUB", "hub\n", "file:x", "random:"
 
 @pytest.mark.parametrize("weights", [*PATHS, "random:١", "random:1x", f"random:{'9' * 20}"])
 def test_weights_are_a_word_and_never_a_path(tmp_path, weights):
-    with pytest.raises(ValueError, match="expected hub, file or random:SEED"):
+    with pytest.raises(ValueError, match="expected hub, file, unknown or random:SEED"):
         make_spec(weights=weights)
     cache = one_entry(tmp_path)
     edit_spec(cache, lambda spec: spec.update(weights=weights))
-    with pytest.raises(CacheFormatError, match="expected hub, file or random:SEED"):
+    with pytest.raises(CacheFormatError, match="expected hub, file, unknown or random:SEED"):
         open_cache(cache.path)
 
 

@@ -11,6 +11,7 @@ from entries import one_entry
 from vis4mer.store.cache import open_cache
 from vis4mer.store.errors import CacheFormatError, UsageError
 from vis4mer.store.files import seal
+from vis4mer.store.spec import Sampling
 from vis4mer.store.tasks import TaskRow, TaskTable
 from vis4mer.store.verify import verify_cache
 
@@ -133,3 +134,19 @@ def test_a_torn_table_is_refused_and_found(cache):
     with pytest.raises(CacheFormatError, match="checksum does not match"):
         cache.task("lvu/relationship")
     assert not verify_cache(cache).ok
+
+
+def test_a_row_whose_extent_is_sampled_names_it():
+    rows = (
+        TaskRow(id="a", split="train", label=0, start_seconds=2.5, end_seconds=10.0),
+        TaskRow(id="b", split="train", label=0, start_seconds=2.0),
+        TaskRow(id="c", split="test", label=0, group="film"),
+    )
+    table = TaskTable(
+        dataset="coin", task="recipe", kind="classification", classes=("x",), rows=rows
+    )
+    assert table.as_sampled(Sampling()) is table
+    sampled = table.as_sampled(Sampling(kind="segments", segments=4))
+    assert [row.id for row in sampled.rows] == ["a@2500-10000", "b@2000-", "c"]
+    assert {(row.start_seconds, row.end_seconds) for row in sampled.rows} == {(None, None)}
+    assert sampled.rows[2].group == "film"

@@ -1,0 +1,97 @@
+"""What needs both stages or neither: `vis4mer predict`, `demo` and `doctor`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import console
+from ..render import both as render
+from ..store.errors import UsageError
+from .shared import Device, Json, exit_with
+
+
+def predict(
+    videos: Annotated[list[str], typer.Argument(metavar="VIDEO…", help="Files, folders, globs.")],
+    run: Annotated[Path, typer.Option(help="A run directory.")],
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Frame by frame, in constant memory.")
+    ] = False,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    stride: Annotated[float | None, typer.Option(help="Seconds between windows.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Needed for a plug-in backbone.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Needed for weights from a file.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Predict videos with a trained run: decode, extract, run the decoder.
+
+    With --stream, a line a frame says what is predicted since the last reset, every window; with
+    --json too, each is a JSON object of its own.
+
+    Example: vis4mer predict new.mp4 --run runs/s4 --stream
+    """
+    from .. import predict as predicting
+    from ..decode.runs import open_run
+
+    opened = open_run(run)
+    if stream:
+        if stride is not None:
+            raise UsageError("--stride goes without --stream: a stream's windows never overlap")
+        events = predicting.stream_videos(
+            videos, opened, backbone=backbone, weights=weights, device=device
+        )
+        exit_with(
+            *render.print_stream(events, classes=opened.about.classes, top=top, as_json=as_json)
+        )
+        return
+    with console.Progress() as show:
+        found = predicting.predict_videos(
+            videos,
+            opened,
+            backbone=backbone,
+            weights=weights,
+            device=device,
+            stride_seconds=stride,
+            on_phase=show,
+        )
+    render.print_predictions(found, top=top, as_json=as_json)
+    exit_with(len(found.predictions), len(found.failures))
+
+
+def demo(
+    directory: Annotated[
+        Path, typer.Argument(help="Where videos, cache and runs go; kept, and continued.")
+    ] = Path("vis4mer-demo"),
+    seed: Annotated[int, typer.Option(help="Of the videos and of the training.")] = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """See everything work: make videos, extract them, train two decoders, predict. No network.
+
+    Example: vis4mer demo
+    """
+    # The demo's many small steps on a newcomer's busy machine: threads that wait by spinning would
+    # take the cores from each other. Read when torch is loaded, which has not happened yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from ..demo import run_demo
+
+    report = console.print_note if as_json else console.print_line
+    result = run_demo(directory, seed=seed, device=device, report=report)
+    render.print_demo(result, as_json=as_json)
+
+
+def doctor(as_json: Json = False) -> None:
+    """Versions, devices, video readers, and what is wrong. Exit code 1 if something is.
+
+    Example: vis4mer doctor
+    """
+    from ..doctor import diagnose
+
+    checks = diagnose()
+    render.print_checks(checks, as_json=as_json)
+    if any(check.ok is False for check in checks):
+        raise typer.Exit(1)
