@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .decode.config import TrainConfig
     from .decode.runs import load_decoder
-    from .decode.train import train_decoder
+    from .decode.train import train_decoder, train_decoders
     from .extract.request import extract_videos
     from .predict import predict_videos
     from .store.cache import open_cache
@@ -34,6 +34,7 @@ __all__ = [
     "open_cache",
     "predict_videos",
     "train_decoder",
+    "train_decoders",
 ]
 
 _HOMES = {
@@ -43,6 +44,7 @@ _HOMES = {
     "open_cache": ".store.cache",
     "predict_videos": ".predict",
     "train_decoder": ".decode.train",
+    "train_decoders": ".decode.train",
 }
 
 

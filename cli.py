@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__, console
-from .commands import both, cache, decode, extract
+from .commands import ablate, bench, both, cache, datasets, decode, extract, pretrain, report
 
 EXIT_INTERRUPTED = 130
 
@@ -97,10 +97,16 @@ def root(
 
 app.command()(extract.extract)
 app.command()(extract.label)
+app.add_typer(datasets.app, name="datasets")
 app.add_typer(cache.app, name="cache")
+app.command()(pretrain.pretrain)
 app.command()(decode.train_decoder)
+app.command()(decode.import_weights)
 app.command()(decode.evaluate)
+app.command()(report.report)
 app.command()(decode.decoders)
+app.command()(ablate.ablate)
+app.command()(bench.bench)
 app.command()(both.predict)
 app.command()(both.demo)
 app.command()(both.doctor)

@@ -22,7 +22,7 @@ from rich.table import Table
 
 PLAIN_LINE_SECONDS = 10.0
 PLAIN_WIDTH = 400  # a table in a file or a pipe keeps one row a line
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -49,13 +49,23 @@ def print_line(message: str = "") -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    title: str | None = None,
+    gap: int = 2,
 ) -> None:
-    """A table; columns whose values are all numbers are aligned to the right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    """A table; columns whose values are all numbers are aligned to the right. gap: between them."""
+    table = Table(
+        title=None if title is None else shown(title),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, gap, 0, 0),
+    )
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[i], (int, float)) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(shown(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(shown(f"{v:.2f}" if isinstance(v, float) else str(v)) for v in row))
     if out.is_terminal:

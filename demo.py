@@ -22,7 +22,7 @@ from .store.errors import Vis4merError
 from .store.tasks import Split
 
 if TYPE_CHECKING:
-    from .decode.train import TrainProgress
+    from .decode.progress import TrainProgress
     from .extract.annotations.table import LabelledVideos
     from .extract.progress import ExtractProgress, ExtractSummary
     from .store.cache import Cache

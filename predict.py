@@ -2,9 +2,9 @@
 
 `predict_videos` extracts into temporary caches with the run's own CacheSpec and decodes from them,
 as training did. `stream_videos` reads frame by frame in constant memory. A run directory may be a
-colleague's: what it names is used only if it is a backbone that timm itself knows, with that
-model's own weights or with seeded random ones; a plug-in or a weights file must be given again by
-the caller.
+colleague's: what it names is used only if it is a backbone that timm or torchvision itself knows,
+with that model's own weights or with seeded random ones; a plug-in or a weights file must be given
+again by the caller.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .store.errors import UsageError
-from .store.spec import CacheSpec, require_same
+from .store.spec import CacheSpec, Preprocess, require_same
 
 if TYPE_CHECKING:
     from .decode.predict import EntryPrediction
@@ -160,7 +160,8 @@ def stream_videos(
     """Predictions after every sampled frame of one video after another, in memory that does not
     grow: for each video its frames, then its end, which says whether it could be read.
 
-    Arguments and errors as for `predict_videos`; UsageError also when the decoder is not causal.
+    Arguments and errors as for `predict_videos`; UsageError also when the decoder is not causal,
+    and when the run's frames are segments of a whole video.
     Everything is found, loaded and refused by the call itself, once for all videos.
 
         for event in stream_videos(["camera.mp4"], "runs/s4"):
@@ -171,6 +172,7 @@ def stream_videos(
     from .extract.sources import resolve_sources
 
     opened = _opened(run)
+    _require_streamable(opened)
     sources = resolve_sources([str(video) for video in videos])
     predictor = StreamPredictor(opened, device=device)
     loaded = load_backbone_of(opened, backbone=backbone, weights=weights, device=device)
@@ -200,19 +202,30 @@ def stream_video(
     return predictions()
 
 
+def _require_streamable(run: Run) -> None:
+    """UsageError for tokens of parts of a whole video, which a stream does not have."""
+    sampling = run.about.spec.sampling
+    if sampling.kind == "segments":
+        raise UsageError(
+            f"{run.path} was trained on {sampling.describe()} of each whole video, which must be "
+            "at hand before its first frame: leave --stream out"
+        )
+
+
 def _events(
     sources: Sequence[VideoSource], spec: CacheSpec, backbone: Backbone, predictor: StreamPredictor
 ) -> Iterator[StreamedFrame | StreamedVideo]:
     from .extract.readers import VideoError, get_reader
+    from .extract.sampling import moments_of
 
     reader = get_reader(spec.reader)
     for video in sources:
-        predictor.reset()
+        predictor.reset(entry_id=video.id)
         num_frames = damaged_frames = 0
         failure = None
         try:
-            with reader.open(video.path, fps=spec.sampling.fps) as stream:
-                for prediction in _predicted(stream, spec, backbone, predictor):
+            with reader.open(video.path, moments=moments_of(spec.sampling)) as stream:
+                for prediction in _predicted(stream, backbone, predictor):
                     num_frames += 1
                     damaged_frames = stream.damaged_frames
                     yield StreamedFrame(video=video, prediction=prediction)
@@ -225,13 +238,13 @@ def _events(
 
 
 def _predicted(
-    stream: VideoStream, spec: CacheSpec, backbone: Backbone, predictor: StreamPredictor
+    stream: VideoStream, backbone: Backbone, predictor: StreamPredictor
 ) -> Iterator[StreamPrediction]:
     """A prediction for every frame of an open video."""
     from .extract.preprocess import resize_frames
 
     for batch in stream:
-        tokens = backbone.encode(resize_frames(batch.frames, spec.preprocess))
+        tokens = backbone.encode(resize_frames(batch.frames, backbone.preprocess))
         patch = tokens.patch.float().cpu().numpy()  # T h·w D
         prefix = tokens.prefix.float().cpu().numpy()  # T p D
         for i, pts_seconds in enumerate(batch.pts_seconds):
@@ -246,8 +259,10 @@ def load_backbone_of(
     Raises UsageError when it has to be named again, FingerprintError when it is another one.
     """
     from .extract.backbones import cache_spec, load_backbone
+    from .extract.protocols import prepared_as
 
     spec = run.about.spec
+    preprocess = _known_preprocess(run, spec)
     _require_named(run, spec, backbone=backbone, weights=weights)
     loaded = load_backbone(
         backbone or spec.backbone,
@@ -255,11 +270,23 @@ def load_backbone_of(
         device=device,
         compute_dtype=spec.compute_dtype,
     )
+    loaded = prepared_as(loaded, preprocess)
     made = cache_spec(
-        loaded, fps=spec.sampling.fps, reader=spec.reader, stored_dtype=spec.stored_dtype
+        loaded, sampling=spec.sampling, reader=spec.reader, stored_dtype=spec.stored_dtype
     )
     require_same(spec, replace(made, arrays=spec.arrays), name=f"the cache of {run.path}")
     return loaded
+
+
+def _known_preprocess(run: Run, spec: CacheSpec) -> Preprocess:
+    """UsageError for tokens of which nobody can say how they were made."""
+    if spec.preprocess is None or spec.weights == "unknown":
+        raise UsageError(
+            f"{run.path} was trained on imported tokens, of which it is not known how they were "
+            "made from video; use evaluate on a cache of such tokens, or train on a cache that "
+            "`vis4mer extract` made"
+        )
+    return spec.preprocess
 
 
 def _require_named(run: Run, spec: CacheSpec, *, backbone: str | None, weights: str | None) -> None:

@@ -35,6 +35,7 @@ def extract(video: str, backbone_name: str) -> dict[str, float]:
     from vis4mer.extract.backbones import cache_spec, load_backbone
     from vis4mer.extract.pipeline import fill_cache
     from vis4mer.extract.readers import get_reader
+    from vis4mer.extract.sampling import Every
     from vis4mer.extract.sources import resolve_sources
     from vis4mer.store.cache import create_cache
 
@@ -46,7 +47,7 @@ def extract(video: str, backbone_name: str) -> dict[str, float]:
         summary = fill_cache(
             resolve_sources([video]), cache, backbone, reader, batch_size=BATCH_SIZE
         )
-    with reader.open(Path(video), fps=1) as stream:
+    with reader.open(Path(video), moments=Every(fps=1)) as stream:
         frame_bytes = stream.info.width * stream.info.height * 3
     return {
         "frames": summary.frames,

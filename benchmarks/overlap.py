@@ -31,6 +31,7 @@ from vis4mer.extract.pipeline import fill_cache
 from vis4mer.extract.plan import hash_file
 from vis4mer.extract.preprocess import resize_frames
 from vis4mer.extract.readers import Reader, VideoError, VideoStream, get_reader
+from vis4mer.extract.sampling import Every, Moments
 from vis4mer.extract.sources import VideoSource, resolve_sources
 from vis4mer.store.cache import create_cache
 from vis4mer.store.records import SourceRecord
@@ -62,9 +63,9 @@ class PinnedReader:
     def version(self) -> str:
         return self.reader.version
 
-    def open(self, path: Path, *, fps: float) -> VideoStream:
+    def open(self, path: Path, *, moments: Moments) -> VideoStream:
         os.sched_setaffinity(0, {self.core})
-        return self.reader.open(path, fps=fps)
+        return self.reader.open(path, moments=moments)
 
 
 class PinnedModule(nn.Module):
@@ -93,7 +94,7 @@ def read_alone(videos: Sequence[VideoSource], reader: Reader, backbone: Backbone
         hash_file(video.path)
         count = 0
         try:
-            with reader.open(video.path, fps=1) as stream:
+            with reader.open(video.path, moments=Every(fps=1)) as stream:
                 for batch in stream:
                     for start in range(0, batch.num_frames, BATCH_SIZE):
                         part = batch.frames[start : start + BATCH_SIZE]

@@ -24,6 +24,7 @@ from pathlib import Path
 import av
 import numpy as np
 from vis4mer.extract.readers import available_readers, get_reader
+from vis4mer.extract.sampling import Every
 
 WIDTH, HEIGHT, RATE, SECONDS = 1280, 720, 30, 60
 PLAIN = "plain decoding"
@@ -72,7 +73,7 @@ def read_with(name: str) -> Read:
     reader = get_reader(name)  # type: ignore[arg-type]
 
     def read(path: Path) -> Iterator[np.ndarray]:
-        with reader.open(path, fps=1) as video:
+        with reader.open(path, moments=Every(fps=1)) as video:
             for batch in video:
                 yield from batch.frames
 

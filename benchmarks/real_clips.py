@@ -21,6 +21,7 @@ from pathlib import Path
 import av
 import numpy as np
 from vis4mer.extract.readers import VideoError, get_reader
+from vis4mer.extract.sampling import Every
 
 Shown = tuple[str, float]  # digest of the picture, pts in seconds
 
@@ -73,7 +74,7 @@ def check(path: Path, *, reader_name: str, fps: float) -> dict[str, object]:
     start = time.process_time()
     got: list[Shown] = []
     try:
-        with get_reader(reader_name).open(path, fps=fps) as video:  # type: ignore[arg-type]
+        with get_reader(reader_name).open(path, moments=Every(fps=fps)) as video:
             for batch in video:
                 got += [
                     (digest(frame), float(pts))

@@ -114,7 +114,12 @@ def speed(num_channels: int, length: int, repeats: int) -> dict[str, float]:
     """Seconds of a forward and a backward pass of the mixer's core, batch 1, float32."""
     found = {}
     for convolution in ("blocks", "fft"):
-        mixer = S4Mixer(num_channels, dropout=0.0, options=S4Options(convolution=convolution))
+        mixer = S4Mixer(
+            num_channels,
+            length=length,
+            dropout=0.0,
+            options=S4Options(convolution=convolution),
+        )
         u = torch.randn(1, length, num_channels, requires_grad=True)
 
         def forward(mixer: S4Mixer = mixer, u: Tensor = u) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +13,11 @@ from .. import console
 from ..render import both as render
 from ..store.errors import UsageError
 from .shared import Device, Json, exit_with
+
+if TYPE_CHECKING:
+    from ..demo_long_range import LongRangeResult
+
+Question = Literal["order", "count", "match"]
 
 
 def predict(
@@ -66,22 +72,87 @@ def demo(
     directory: Annotated[
         Path, typer.Argument(help="Where videos, cache and runs go; kept, and continued.")
     ] = Path("vis4mer-demo"),
-    seed: Annotated[int, typer.Option(help="Of the videos and of the training.")] = 0,
+    dataset: Annotated[
+        Question | None,
+        typer.Option(help="Tokens drawn for a long-range question, in place of videos."),
+    ] = None,
+    decoders: Annotated[
+        str | None, typer.Option(help="With --dataset: names such as vis4mer,mean.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="With --dataset: trainings, 3 or seeds such as 0,1,2.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="With --dataset: 60x1x1, 60x4x4, 60x14x14, or several.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what is drawn; of videos, the training too.")] = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """See everything work: make videos, extract them, train two decoders, predict. No network.
 
+    With --dataset, decoders are compared on generated tokens whose label lies in their order: which
+    event comes first, how often one occurs, or whether the first and the last are alike.
+
     Example: vis4mer demo
+
+    Example: vis4mer demo --dataset match --decoders vis4mer,lst:positions,mean --seeds 3
     """
     # The demo's many small steps on a newcomer's busy machine: threads that wait by spinning would
     # take the cores from each other. Read when torch is loaded, which has not happened yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    report = console.print_note if as_json else console.print_line
+    if dataset is not None:
+        found = _long_range(
+            directory,
+            dataset,
+            decoders=decoders,
+            seeds=seeds,
+            tokens=tokens,
+            seed=seed,
+            device=device,
+            report=report,
+        )
+        render.print_long_range(found, as_json=as_json)
+        return
+    for name, value in (("decoders", decoders), ("seeds", seeds), ("tokens", tokens)):
+        if value is not None:
+            raise UsageError(f"--{name} {value}: of a demo of tokens; add --dataset order")
     from ..demo import run_demo
 
-    report = console.print_note if as_json else console.print_line
     result = run_demo(directory, seed=seed, device=device, report=report)
     render.print_demo(result, as_json=as_json)
+
+
+def _long_range(
+    directory: Path,
+    question: Question,
+    *,
+    decoders: str | None,
+    seeds: str | None,
+    tokens: str | None,
+    seed: int,
+    device: str,
+    report: Callable[[str], None],
+) -> LongRangeResult:
+    from ..decode.many import parse_seeds
+    from ..demo_long_range import DECODERS, run_long_range
+
+    return run_long_range(
+        directory,
+        question=question,
+        decoders=DECODERS if decoders is None else _names(decoders),
+        tokens=_names(tokens or "60x1x1"),
+        seeds=parse_seeds(seeds or "1"),
+        seed=seed,
+        device=device,
+        report=report,
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Of a list with commas, each once, in their order."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
 def doctor(as_json: Json = False) -> None:

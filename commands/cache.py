@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
 from .. import console
 from ..render import cache as render
-from .shared import CachePath, Json
+from ..store.errors import UsageError
+from .extract import parse_names, parse_sides
+from .shared import CachePath, Json, Split, stop_on_sigterm
 
 app = typer.Typer(no_args_is_help=True, help="Look into a feature cache and check it.")
+Dtype = Literal["float16", "bfloat16", "int8"]
 
 
 @app.command("info")
@@ -105,3 +110,149 @@ def cache_rm(
         opened.remove(record.id)
     opened.write_catalog()
     console.print_line(f"removed {len(ids)} videos; `vis4mer cache gc {cache}` frees their space")
+
+
+@app.command("pool")
+def cache_pool(
+    cache: CachePath,
+    grid: Annotated[
+        str, typer.Option(metavar="SIDES", help="Sides of the copies, such as 7 or 7,4.")
+    ],
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Remove these copies instead of adding them.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Store average-pooled copies of the patches, so that small views are cheap to read.
+
+    No video is touched. The same command again continues.
+
+    Example: vis4mer cache pool lvu.zarr --grid 7,4
+    """
+    from ..store.cache import open_cache
+    from ..store.pooling import pool_cache
+
+    sides = parse_sides(grid, option="--grid")
+    with console.Progress() as show, stop_on_sigterm() as stop:
+        summary = pool_cache(
+            open_cache(cache),
+            sides,
+            drop=drop,
+            stop=stop,
+            progress=lambda done, total, name: show(f"{console.share(done, total)}  {name}"),
+        )
+    render.print_pooling(summary, as_json=as_json)
+    if summary.exit_code:
+        raise typer.Exit(summary.exit_code)
+
+
+@app.command("import")
+def cache_import(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE…", help=".npy .npz .pt .h5 .safetensors, or folders."),
+    ],
+    cache: Annotated[Path, typer.Option(help="The feature cache to make or to continue.")],
+    layout: Annotated[
+        Literal["plain", "vis4mer"],
+        typer.Option(help="vis4mer: ID.npy of (T, 197, width), CLS first, as it was released."),
+    ] = "plain",
+    fps: Annotated[float, typer.Option(help="Frames taken from a second of video.")] = 1.0,
+    prefix: Annotated[
+        int | None,
+        typer.Option(min=0, help="Tokens before the patches (default: 0 or 1, what fits)."),
+    ] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="HxW of the patches (default: the square that fits).")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Type of the stored tokens.")] = "float16",
+    backbone: Annotated[str, typer.Option(help="What is said to have made them.")] = "unknown",
+    name_by: Annotated[
+        Literal["auto", "file", "array"],
+        typer.Option(help="What names a video; auto is the array's name where there are several."),
+    ] = "auto",
+    limit: Annotated[int | None, typer.Option(min=0, help="Import this many at most.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Import again what is there already.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Take tokens that were made elsewhere into a cache. The same command again continues.
+
+    Arrays are (T, D), (T, tokens, D) or (T, h, w, D). Nothing is unpickled.
+
+    Example: vis4mer cache import features/ --cache old.zarr --layout vis4mer
+    """
+    from ..store.convert.importing import import_tokens
+
+    with console.Progress() as show, stop_on_sigterm() as stop:
+        summary = import_tokens(
+            sources,
+            cache=cache,
+            layout=layout,
+            fps=fps,
+            prefix=prefix,
+            grid=_parse_grid(grid),
+            stored_dtype=dtype,
+            backbone=backbone,
+            name_by=name_by,
+            limit=limit,
+            overwrite=overwrite,
+            stop=stop,
+            progress=lambda done, total, name: show(f"{console.share(done, total)}  {name}"),
+        )
+    render.print_import(summary, as_json=as_json)
+    if summary.exit_code:
+        raise typer.Exit(summary.exit_code)
+
+
+@app.command("export")
+def cache_export(
+    cache: CachePath,
+    to: Annotated[Path, typer.Option(help="A folder to make, or an earlier export to continue.")],
+    file_format: Annotated[
+        Literal["npy", "h5", "safetensors"],
+        typer.Option("--format", help="A file a video, or one HDF5 file (h5)."),
+    ],
+    tokens: Annotated[
+        str | None, typer.Option(help="Token view, e.g. 14x14+cls or 7x7 (default: all).")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Only videos of DATASET/TASK.")] = None,
+    split: Annotated[Split | None, typer.Option(help="Only this split of --task.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Option(help="Only these videos: --ids=ID,ID or --ids @FILE.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write tokens as plain files, (T, tokens, D) a video. The same command again continues.
+
+    Example: vis4mer cache export lvu.zarr --to features --format npy --tokens 14x14+cls
+    """
+    from ..store.cache import open_cache
+    from ..store.convert.exporting import export_tokens
+
+    with console.Progress() as show, stop_on_sigterm() as stop:
+        summary = export_tokens(
+            open_cache(cache),
+            to,
+            file_format=file_format,
+            tokens=tokens,
+            task=task,
+            split=split,
+            ids=parse_names(ids) or None,
+            stop=stop,
+            progress=lambda done, total, name: show(f"{console.share(done, total)}  {name}"),
+        )
+    render.print_export(summary, as_json=as_json)
+    if summary.exit_code:
+        raise typer.Exit(summary.exit_code)
+
+
+def _parse_grid(text: str | None) -> tuple[int, int] | None:
+    """`14x14` as (14, 14). UsageError for anything else."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text, re.ASCII)
+    if match is None:
+        raise UsageError(f"--grid {text}: expected HxW such as 14x14")
+    return int(match[1]), int(match[2])

@@ -1,23 +1,37 @@
-"""Stage 2: `vis4mer train-decoder`, `evaluate` and `decoders`."""
+"""Stage 2: `vis4mer train-decoder`, `import-weights`, `evaluate` and `decoders`."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .. import console
 from ..render import decode as render
 from ..store.errors import UsageError
-from .shared import Device, Json, Split, Which
+from .shared import Device, Json, Protocol, Split, Which, exit_with
+
+if TYPE_CHECKING:
+    from ..decode.config import TrainConfig
 
 
 def train_decoder(
-    run: Annotated[Path, typer.Option(help="Directory of this run, made or continued.")],
+    run: Annotated[
+        Path, typer.Option(help="Directory of this run, or of several runs; made or continued.")
+    ],
     cache: Annotated[Path, typer.Option(help="The feature cache to learn from.")],
-    task: Annotated[str | None, typer.Option(help="DATASET/TASK, e.g. lvu/relationship.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="DATASET/TASK, e.g. lvu/relationship; several with commas between."),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="5 for seeds 0 to 4, or seeds such as 0,3,7: a run for each."),
+    ] = None,
+    protocol: Annotated[
+        Protocol | None, typer.Option(help="The settings to begin with; others override them.")
+    ] = None,
     decoder: Annotated[str | None, typer.Option(help="See `vis4mer decoders`.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Token view, e.g. 60x7x7 or 60xcls.")] = None,
     window: Annotated[float | None, typer.Option(help="Seconds of video in a window.")] = None,
@@ -26,6 +40,9 @@ def train_decoder(
     lr: Annotated[float | None, typer.Option(help="Learning rate of AdamW.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and windows.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Begin with the encoder of this `vis4mer pretrain` run.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file; flags override it.")] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="Any field, e.g. decoder.variant=official.")
@@ -37,23 +54,28 @@ def train_decoder(
 ) -> None:
     """Train a temporal decoder from a feature cache, then judge it on val and test.
 
-    Killed at any moment, the same command goes on; so does --cache and --run with --resume alone.
+    Several tasks or seeds train in one pass: a decoder for each, in RUN/DATASET-TASK/seedN, that
+    share what is read and nothing else. Killed at any moment, the same command goes on; so does
+    --cache and --run with --resume alone.
 
-    Example: vis4mer train-decoder --cache lvu.zarr --task lvu/relationship --run runs/s4
+    Example: vis4mer train-decoder --cache lvu.zarr --task lvu/relationship,lvu/scene --seeds 5
+    --run runs/s4
     """
-    from ..decode import train
     from ..decode.config import load_config
+    from ..decode.many import over_seeds, plan_training
+    from ..decode.pretrained import read_encoder
     from ..decode.runs import open_run
+    from ..decode.train import train_decoders
     from ..store.cache import open_cache
 
     opened = open_cache(cache)
-    if resume and not (run / "config.json").exists():
-        raise UsageError(f"--resume: {run} holds no run; leave --resume out to begin one")
+    tasks = [] if task is None else [name.strip() for name in task.split(",")]
     if not resume and task is None and config is None and not sets:
         present = ", ".join(opened.tasks()) or "none; add labels with `vis4mer label`"
         raise UsageError(f"--task is missing: expected DATASET/TASK; {cache} has {present}")
     flags = {
-        "task": task,
+        "task": tasks[0] if tasks else None,
+        "protocol": protocol,
         "decoder.name": decoder,
         "tokens": tokens,
         "window_seconds": window,
@@ -63,13 +85,52 @@ def train_decoder(
         "seed": seed,
         "device": device,
     }
-    base = open_run(run).about.train if resume and config is None else None
-    resolved = load_config(file=config, base=base, flags=flags, sets=sets or [])
+
+    def resolved(begun: Path | None = None) -> TrainConfig:
+        base = open_run(begun).about.train if begun is not None and config is None else None
+        return load_config(file=config, base=base, flags=flags, sets=sets or [])
+
+    if seed is not None and seeds is not None:
+        raise UsageError("--seed and --seeds: give one of them")
+    plan = plan_training(run, resolved, tasks=tasks, seeds=seeds, resume=resume)
     with console.Progress() as show:
-        result = train.train_decoder(
-            opened, resolved, run, progress=partial(render.show_training, show)
+        outcomes = train_decoders(
+            opened,
+            plan.jobs,
+            init=None if init is None else read_encoder(init),
+            progress=render.TrainingDisplay(show),
         )
-    render.print_training(result, as_json=as_json)
+    if plan.several:
+        render.print_pass(outcomes, over_seeds(outcomes), folder=run, as_json=as_json)
+    else:
+        render.print_training(outcomes[0].require(), as_json=as_json)
+    num_failed = sum(outcome.result is None for outcome in outcomes)
+    exit_with(len(outcomes) - num_failed, num_failed)
+
+
+def import_weights(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A state dict: .safetensors, .pth, .pt or .ckpt.")
+    ],
+    tokens: Annotated[str, typer.Option(help="The token view that it was trained on.")],
+    cache: Annotated[Path, typer.Option(help="A cache that holds such tokens and the task.")],
+    task: Annotated[str, typer.Option(help="DATASET/TASK that it was trained on.")],
+    run: Annotated[Path, typer.Option(help="Directory of the run to make.")],
+    window: Annotated[float, typer.Option(help="Seconds of video in a window.")] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Make a run of weights that the released ViS4mer code saved, for `evaluate` and `predict`.
+
+    Example: vis4mer import-weights scene.pth --tokens 60x14x14+cls --cache lvu.zarr
+    --task lvu/scene --run runs/released
+    """
+    from ..decode import import_weights as importing
+    from ..store.cache import open_cache
+
+    summary = importing.import_weights(
+        file, open_cache(cache), task=task, tokens=tokens, run=run, window_seconds=window
+    )
+    render.print_import(summary, as_json=as_json)
 
 
 def evaluate(

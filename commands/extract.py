@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,46 +11,101 @@ import typer
 
 from .. import console
 from ..render import extract as render
+from ..render import plan as plan_render
 from ..store.errors import UsageError
-from .shared import CachePath, Device, Json, stop_on_sigterm
+from .shared import CachePath, Device, Json, Protocol, Split, stop_on_sigterm
 
 Dtype = Literal["float16", "bfloat16", "int8"]
 Precision = Literal["auto", "float32", "bfloat16"]
 ReaderName = Literal["pyav", "decord", "torchcodec"]
-Dataset = Annotated[
-    Path | None, typer.Option(help="A CSV of labels with the columns path,label,split.")
+DATASET_HELP = "lvu, breakfast, coin, or a CSV of labels with the columns path,label,split."
+Annotations = Annotated[
+    Path | None, typer.Option(help="Annotation files of lvu, breakfast or coin.")
 ]
 Videos = Annotated[
-    Path | None, typer.Option(help="The folder that the CSV's paths are below (default: its own).")
+    Path | None,
+    typer.Option(help="The folder with the dataset's videos (of a CSV, by default its own)."),
+]
+Tasks = Annotated[
+    list[str] | None, typer.Option("--task", help="Only these tasks, e.g. relationship,scene.")
 ]
 
 
-def parse_sides(text: str) -> tuple[int, ...]:
+def parse_sides(text: str, *, option: str = "--grids") -> tuple[int, ...]:
     """`7,4` as (7, 4). UsageError for anything else."""
     try:
         return tuple(int(side) for side in text.split(",")) if text else ()
     except ValueError as error:
-        raise UsageError(f"--grids {text}: expected whole numbers such as 7 or 7,4") from error
+        raise UsageError(f"{option} {text}: expected whole numbers such as 7 or 7,4") from error
+
+
+def parse_names(values: Sequence[str] | None) -> tuple[str, ...]:
+    """The names in values such as `a,b` and `@FILE`, one a line there, each once."""
+    from ..extract.sources import read_list
+
+    found: list[str] = []
+    for value in values or ():
+        if value.startswith("@"):
+            found += read_list(Path(value[1:]))
+        else:
+            found += [name for name in map(str.strip, value.split(",")) if name]
+    return tuple(dict.fromkeys(found))
 
 
 def extract(
-    cache: Annotated[Path, typer.Option(help="The feature cache to make or to continue.")],
     inputs: Annotated[
         list[str] | None,
         typer.Argument(metavar="[VIDEO…]", help="Files, folders, globs, @LISTS, or one CSV."),
     ] = None,
-    dataset: Dataset = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="The feature cache to make or to continue (default: lvu.zarr for lvu)."),
+    ] = None,
+    dataset: Annotated[Path | None, typer.Option(help=DATASET_HELP)] = None,
+    annotations: Annotations = None,
     videos: Videos = None,
+    task: Tasks = None,
+    split: Annotated[
+        Split | None, typer.Option(help="Only the videos of this split; labels stay whole.")
+    ] = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these videos: --ids=ID,ID or --ids @FILE; labels stay whole."),
+    ] = None,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(help="How frames are chosen and prepared; official repeats the paper's code."),
+    ] = "clean",
     backbone: Annotated[
-        str,
-        typer.Option(help="A timm name, with @SIZE for another input size, or module:function."),
-    ] = "vit_large_patch16_224.augreg_in21k",
+        str | None,
+        typer.Option(
+            help="A timm name, with @SIZE for another input size, swin3d_b and the like, or "
+            "module:function (default: vit_large_patch16_224.augreg_in21k; swin3d_b for "
+            "breakfast and coin)."
+        ),
+    ] = None,
     weights: Annotated[str, typer.Option(help="hub, a file, or random:SEED.")] = "hub",
-    fps: Annotated[float, typer.Option(help="Frames taken from a second of video.")] = 1.0,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames taken from a second of video (default: 1).")
+    ] = None,
+    segments: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Equal parts of each video instead, a frame or a clip each (default: 64 for "
+            "breakfast and coin).",
+        ),
+    ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Type of the stored tokens.")] = "float16",
     grids: Annotated[
         str, typer.Option(help="Sides of pooled copies to keep beside the patches, e.g. 7 or 7,4.")
     ] = "",
+    full_grid: Annotated[
+        bool,
+        typer.Option(
+            "--full-grid/--no-full-grid", help="Keep the patches, or the --grids copies alone."
+        ),
+    ] = True,
     reader: Annotated[ReaderName, typer.Option(help="What reads the video files.")] = "pyav",
     precision: Annotated[
         Precision, typer.Option(help="Of the backbone; auto is bfloat16 on a GPU.")
@@ -65,46 +121,78 @@ def extract(
         bool, typer.Option("--retry-failed", help="Try unchanged files that failed before.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done.")
+        bool, typer.Option("--dry-run", help="Only say what would be done, and what it takes.")
     ] = False,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe/--no-probe", help="With --dry-run, try the backbone and some videos for hours."
+        ),
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Run a frozen backbone over videos and cache its tokens. The same command again continues.
 
+    A known dataset's folders may also stand in the environment (VIS4MER_LVU_ANNOTATIONS,
+    VIS4MER_LVU_VIDEOS) or in vis4mer.toml, so that `vis4mer extract --dataset lvu` is enough.
+
     Example: vis4mer extract videos.csv --cache my.zarr --backbone vit_small_patch16_224.augreg_in1k
+
+    Example: vis4mer extract --dataset lvu --annotations lvu_1.0 --videos videos --task relationship
     """
     from ..extract.request import extract_videos, plan_videos
 
-    sides = parse_sides(grids)
+    sides, tasks, chosen = parse_sides(grids), parse_names(task), parse_names(ids)
     if dry_run:
-        plan = plan_videos(
-            inputs or [],
-            cache=cache,
-            dataset=dataset,
-            videos=videos,
-            backbone=backbone,
-            fps=fps,
-            stored_dtype=dtype,
-            grids=sides,
-            reader=reader,
-            limit=limit,
-            overwrite=overwrite,
-            retry_failed=retry_failed,
-        )
-        render.print_plan(plan, as_json=as_json)
+        with console.Progress() as show:
+            show("looking at the videos" + (" and trying the backbone" if probe else ""))
+            plan = plan_videos(
+                inputs or [],
+                cache=cache,
+                dataset=dataset,
+                annotations=annotations,
+                videos=videos,
+                tasks=tasks,
+                split=split,
+                ids=chosen,
+                protocol=protocol,
+                backbone=backbone,
+                fps=fps,
+                segments=segments,
+                stored_dtype=dtype,
+                grids=sides,
+                full_grid=full_grid,
+                reader=reader,
+                device=device,
+                compute_dtype=None if precision == "auto" else precision,
+                batch_size=batch_size,
+                workers=workers,
+                limit=limit,
+                overwrite=overwrite,
+                retry_failed=retry_failed,
+                probe=probe,
+            )
+        plan_render.print_plan(plan, as_json=as_json)
         return
     with console.Progress() as show, stop_on_sigterm() as stop:
-        show(f"loading {backbone} (weights: {weights})")
+        show(f"loading the backbone (weights: {weights})")
         summary = extract_videos(
             inputs or [],
             cache=cache,
             dataset=dataset,
+            annotations=annotations,
             videos=videos,
+            tasks=tasks,
+            split=split,
+            ids=chosen,
+            protocol=protocol,
             backbone=backbone,
             weights=weights,
             fps=fps,
+            segments=segments,
             stored_dtype=dtype,
             grids=sides,
+            full_grid=full_grid,
             reader=reader,
             device=device,
             compute_dtype=None if precision == "auto" else precision,
@@ -115,6 +203,7 @@ def extract(
             retry_failed=retry_failed,
             stop=stop,
             progress=partial(render.show_extraction, show),
+            on_note=console.print_note,
         )
     render.print_extraction(summary, as_json=as_json)
     if summary.exit_code:
@@ -123,15 +212,21 @@ def extract(
 
 def label(
     cache: CachePath,
-    dataset: Annotated[Path, typer.Option(help="A CSV with the columns path,label,split.")],
+    dataset: Annotated[Path, typer.Option(help=DATASET_HELP)],
+    annotations: Annotations = None,
     videos: Videos = None,
+    task: Tasks = None,
     as_json: Json = False,
 ) -> None:
     """Add labels to a cache, or refresh them, without touching a video.
 
     Example: vis4mer label my.zarr --dataset videos.csv
-    """
-    from ..extract.request import label_cache
 
-    table, missing = label_cache(cache, dataset, videos=videos)
-    render.print_labels(cache, table, missing, as_json=as_json)
+    Example: vis4mer label lvu.zarr --dataset lvu --annotations lvu_1.0 --task scene
+    """
+    from ..extract.labelling import label_cache
+
+    result = label_cache(
+        cache, dataset, annotations=annotations, videos=videos, tasks=parse_names(task)
+    )
+    render.print_labels(cache, result, as_json=as_json)

@@ -15,6 +15,7 @@ EXIT_SOME_FAILED = 3
 
 Split = Literal["train", "val", "test"]
 Which = Literal["selected", "best", "last"]
+Protocol = Literal["clean", "official"]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A feature cache, NAME.zarr.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]

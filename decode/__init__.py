@@ -6,6 +6,7 @@
     evaluate, metrics, predict  windows to videos, figures, predictions of new ones
     batch, decoders, skeleton   what a decoder is given, the catalogue of decoders
     mixers, ssm                 the catalogue of token mixers, the state-space mathematics
+    bench                       what decoders cost, beside one another
 
 Never sees a video file. Importing this package imports nothing; its modules import torch.
 """

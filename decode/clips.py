@@ -28,7 +28,8 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Consecutive kept frames of one video: patch (t, h, w, D), prefix (t, p, D), either None."""
+    """Consecutive kept frames of one video: patch (t, h, w, D), or (t, k, 1, D) of selected ones,
+    prefix (t, p, D), either None."""
 
     patch: Tensor | None
     prefix: Tensor | None
@@ -45,6 +46,17 @@ class Clip:
             prefix=None if self.prefix is None else self.prefix[positions],
             pts_seconds=self.pts_seconds[positions],
         )
+
+    def take(self, held: Sequence[int], frames: Sequence[int]) -> Clip:
+        """Of a clip of the frames `held`, ascending, those in `frames`; they are among them.
+
+        Frames that lie one after another share memory with the clip, others are copied.
+        """
+        positions = np.searchsorted(held, frames)
+        first, last = int(positions[0]), int(positions[-1])
+        if last - first + 1 == len(frames):
+            return self.select(slice(first, last + 1))
+        return self.select(to_device(torch.from_numpy(positions), self.pts_seconds.device))
 
     def join(self, later: Clip) -> Clip:
         return Clip(
@@ -84,15 +96,22 @@ def host_clip(tokens: ViewTokens, pts: NDArray[np.float64], *, pin: bool = False
     return HostClip(clip=clip, num_bytes=tokens.num_bytes)
 
 
-def on_device(host: HostClip, plan: WindowPlan, device: torch.device) -> Clip:
-    """Move a clip to the device and pool it to the view's grid there."""
-    patch, prefix = host.clip.patch, host.clip.prefix
+def on_device(
+    host: Clip, plan: WindowPlan, device: torch.device, *, key: str, frames: Sequence[int]
+) -> Clip:
+    """Move a clip to the device, pool it to the view's grid there and select from it.
+
+    frames: their numbers in the video. key: of a random selection; see `TokenView.places`.
+    """
+    patch, prefix = host.patch, host.prefix
     if patch is not None and plan.view.grid is not None:
         patch = pool_to_grid(patch.to(device, non_blocking=True), plan.view.grid)
+        if (places := plan.view.places(key, frames)) is not None:
+            patch = select_patches(patch, to_device(torch.from_numpy(places), device))
     return Clip(
         patch=patch,
         prefix=None if prefix is None else prefix.to(device, non_blocking=True),
-        pts_seconds=host.clip.pts_seconds.to(device, non_blocking=True),
+        pts_seconds=host.pts_seconds.to(device, non_blocking=True),
     )
 
 
@@ -105,9 +124,23 @@ def pool_to_grid(patch: Tensor, grid: tuple[int, int]) -> Tensor:
     return pooled.permute(0, 2, 3, 1)  # t h w D
 
 
-def collate(clips: Sequence[Clip], dtype: torch.dtype) -> TokenBatch:
-    """One batch of clips, padded with zeros after the valid frames to the longest of them."""
+def select_patches(patch: Tensor, places: Tensor) -> Tensor:
+    """Some patches of every frame: (t, h, w, D) and places int64 (t, k) to (t, k, 1, D)."""
+    frames = torch.arange(len(places), device=places.device)[:, None]  # t 1
+    return patch.flatten(1, 2)[frames, places].unsqueeze(2)  # t k 1 D
+
+
+def collate(
+    clips: Sequence[Clip], dtype: torch.dtype, *, padded_frames: int | None = None
+) -> TokenBatch:
+    """One batch of clips, padded with zeros after the valid frames to the longest of them.
+
+    padded_frames: fill every clip up to so many frames with zeros that count as real ones, as the
+    released ViS4mer code does.
+    """
     lengths = tuple(clip.num_frames for clip in clips)
+    if padded_frames is not None:
+        lengths = (padded_frames,) * len(clips)
     longest = max(lengths)
     device = clips[0].pts_seconds.device
     mask = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]  # B T

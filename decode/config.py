@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,11 +22,13 @@ from ..store.errors import FieldDifference, UsageError
 from ..store.fields import flatten
 from ..store.keys import task_path
 from ..store.views import TokenView
+from .protocols import Protocol, with_protocol
 from .typed import build, convert, refuse
 
 Schedule = Literal["cosine", "plateau", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Select = Literal["best-val", "last"]
+Padding = Literal["masked", "zeros"]
 OptionValue = str | int | float | bool | None
 
 
@@ -93,31 +96,49 @@ class TrainConfig:
     """One training run.
 
     task: DATASET/TASK as labelled in the cache.
+    protocol: the bundle that `load_config` began with (see `protocols`); by itself it sets nothing.
     tokens: a token view such as 60x14x14; None for the cache's own patch grid, every frame.
-    window_seconds: length of a window. windows_per_video: random windows of each video an epoch.
+    window_seconds: length of a window; in a cache of segments a window is the whole entry.
+    windows_per_video: random windows of each video an epoch.
+    padding: what follows a window that its video cuts short: frames that are masked, or `zeros`
+    that count as frames, up to the full window.
+    hold_out: share of the training groups (a row's group, else its video) that becomes the
+    validation split where the task has none.
+    blocks: parts that each epoch's videos are dealt into; batches are drawn from one part after
+    another, so that runs of one pass can share what was read. None is one part for a run by
+    itself; a pass chooses what fits into memory. See `sharing`.
     validation_stride_seconds: between the windows judged after each epoch.
     final_stride_seconds: between the windows of the final evaluation.
+    test_each_epoch: judge the test split after every epoch too, and name its best epoch.
     select: which weights the final evaluation judges; `best-val` is the epoch of highest
     validation accuracy (lowest squared error), the lower validation loss among equals.
     precision: `auto` is bfloat16 autocast on a GPU and float32 on a CPU.
     workers: reading threads; changes speed, never a result.
+    init: SHA-256 of the pretrained encoder's weights that it begins with; `--init RUN` sets it,
+    and a run never opens a file by what its config says.
     """
 
     task: str
+    protocol: Protocol = "clean"
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     tokens: str | None = None
     window_seconds: float = 60.0
     windows_per_video: int = 1
+    padding: Padding = "masked"
+    hold_out: float = 0.0
     epochs: int = 100
     batch_size: int = 16
+    blocks: int | None = None
     seed: int = 0
     device: str = "auto"
     precision: Precision = "auto"
     select: Select = "best-val"
     validation_stride_seconds: float = 60.0
     final_stride_seconds: float = 1.0
+    test_each_epoch: bool = False
     workers: int = 4
+    init: str | None = None
 
     def __post_init__(self) -> None:
         task_path(self.task)
@@ -128,9 +149,15 @@ class TrainConfig:
             _require(name, seconds, 0 < seconds < math.inf, "more than 0 seconds")
         for name in ("windows_per_video", "epochs", "batch_size", "workers"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        dealt = self.blocks is None or 1 <= self.blocks <= MOST_BLOCKS
+        _require("blocks", self.blocks, dealt, f"1 to {MOST_BLOCKS}")
+        _require("hold_out", self.hold_out, 0 <= self.hold_out < 1, "at least 0 and less than 1")
+        known = self.init is None or re.fullmatch("[0-9a-f]{64}", self.init) is not None
+        _require("init", self.init, known, "none or a SHA-256, which `--init RUN` sets")
         _require("seed", self.seed, 0 <= self.seed < 2**63, "0 or more")
-        convert(self.precision, Precision, field="precision")
-        convert(self.select, Select, field="select")
+        choices = {"precision": Precision, "select": Select, "padding": Padding}
+        for name, choice in {**choices, "protocol": Protocol}.items():
+            convert(getattr(self, name), choice, field=name)
 
     def to_json(self) -> dict[str, Any]:
         """Nested JSON; `from_json` gives an equal record back."""
@@ -152,6 +179,8 @@ class TrainConfig:
         return "\n".join(lines) + "\n"
 
 
+MOST_BLOCKS = 10**6  # of an epoch: more is a mistake, or somebody's config that asks for memory
+
 # What may differ when a run goes on: where and how fast it is computed, not what is learned.
 NOT_LEARNED = ("device", "workers")
 
@@ -163,16 +192,24 @@ def load_config(
     flags: Mapping[str, object] | None = None,
     sets: Sequence[str] = (),
 ) -> TrainConfig:
-    """A config from `base` or a TOML file, then `flags`, then texts such as `a.b=c`; later ones
-    override.
+    """A config: a protocol's settings, then `base` or a TOML file, then `flags`, then texts such
+    as `a.b=c`; later ones override.
 
-    base: that of a run to go on with. flags: dotted name → value, None skipped. Raises UsageError
-    for a file that cannot be read and for unknown fields or values.
+    base: that of a run to go on with. flags: dotted name → value, None skipped. The protocol is
+    what any of them says in `protocol`. Raises UsageError for a file that cannot be read and for
+    unknown fields or values.
     """
     data = {} if base is None else base.to_json()
     if file is not None:
         data = _read_toml(file)
-    for name, value in (flags or {}).items():
+    override(data, flags=flags or {}, sets=sets)
+    protocol: Protocol = convert(data.get("protocol", "clean"), Protocol, field="protocol")
+    return TrainConfig.from_json(with_protocol(protocol, data))
+
+
+def override(data: dict[str, Any], *, flags: Mapping[str, object], sets: Sequence[str]) -> None:
+    """Put `flags` (dotted name → value, None skipped), then texts `a.b=c`, into nested `data`."""
+    for name, value in flags.items():
         if value is not None:
             _put(data, name, value)
     for text in sets:
@@ -180,7 +217,6 @@ def load_config(
         if not equals or not name:
             raise UsageError(f"--set {text}: expected NAME=VALUE such as optimizer.lr=1e-3")
         _put(data, name.strip(), value.strip())
-    return TrainConfig.from_json(data)
 
 
 def config_differences(stored: TrainConfig, wanted: TrainConfig) -> tuple[FieldDifference, ...]:

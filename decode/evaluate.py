@@ -1,4 +1,4 @@
-"""Judging a decoder: every window of every video of a split, then figures over videos.
+"""Judging a decoder on a split of its task: every window of every video, then figures over videos.
 
 Each video's timeline is read once, whatever the stride; windows of different videos share a batch.
 """
@@ -7,51 +7,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ..store.cache import Cache
 from ..store.errors import Vis4merError
 from ..store.spec import require_same
 from ..store.tasks import Split, TaskTable
-from ..store.windows import Window
-from .clips import collate
 from .config import Precision, TrainConfig
 from .device import Compute
-from .loader import Timelines, WindowClip
+from .hold_out import hold_out
+from .judging import Judged, OnVideo, judge
 from .metrics import EvaluationResult, predict_video
-from .plan import SplitSamples, Stretch, WindowPlan, split_samples
+from .plan import SplitSamples, WindowPlan, group_of, split_samples
 from .runs import Run, Which
 from .typed import refuse
-
-OnVideo = Callable[[int, int], None]  # videos judged, videos in all
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgedWindow:
-    """What a decoder says of one window: outputs float64 (n_out,), before any softmax."""
-
-    window: Window
-    outputs: NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """windows[i] are those of stretch i, in order; never empty. bytes_read: of tokens."""
-
-    windows: tuple[tuple[JudgedWindow, ...], ...]
-    bytes_read: int
-
-    def outputs(self, stretch: int) -> NDArray[np.float64]:
-        """Those of all windows of a stretch: (W, n_out)."""
-        return np.stack([window.outputs for window in self.windows[stretch]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,54 +59,6 @@ class Pace:
         )
 
 
-def judge(
-    model: nn.Module,
-    cache: Cache,
-    stretches: Sequence[Stretch],
-    plan: WindowPlan,
-    compute: Compute,
-    *,
-    stride_seconds: float,
-    batch_size: int,
-    workers: int,
-    on_video: OnVideo | None = None,
-) -> Judged:
-    """Run `model` over all windows of some stretches. Vis4merError when an output is not finite."""
-    timelines = Timelines(
-        cache,
-        stretches,
-        plan,
-        stride_seconds=stride_seconds,
-        workers=workers,
-        device=compute.device,
-    )
-    places: list[tuple[int, Window]] = []
-    outputs: list[Tensor] = []  # stay on the device until all is done
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        for clips in _batches(timelines, batch_size):
-            with compute.autocast():
-                outputs.append(model(collate([c.clip for c in clips], compute.dtype)))  # B n_out
-            places += [(c.stretch, c.window) for c in clips]
-            if on_video is not None:
-                on_video(clips[-1].stretch, len(stretches))
-    model.train(was_training)
-    if on_video is not None:
-        on_video(len(stretches), len(stretches))
-    judged: defaultdict[int, list[JudgedWindow]] = defaultdict(list)
-    values = _on_host(outputs)
-    for (stretch, window), row in zip(places, values, strict=True):
-        if not np.isfinite(row).all():
-            raise Vis4merError(
-                f"the decoder's output for video {stretches[stretch].id!r} is {row.tolist()}, "
-                "expected finite numbers; training diverged, lower --set optimizer.lr"
-            )
-        judged[stretch].append(JudgedWindow(window=window, outputs=row))
-    windows = tuple(tuple(judged[i]) for i in range(len(stretches)))
-    return Judged(windows=windows, bytes_read=timelines.bytes_read)
-
-
 def evaluate_split(
     model: nn.Module,
     cache: Cache,
@@ -164,8 +87,29 @@ def evaluate_split(
         workers=workers,
         on_video=on_video,
     )
+    seconds = time.monotonic() - began
+    return result_of(judged, table, split, chosen, stride_seconds=stride_seconds, seconds=seconds)
+
+
+def result_of(
+    judged: Judged,
+    table: TaskTable,
+    split: Split,
+    chosen: SplitSamples,
+    *,
+    stride_seconds: float,
+    seconds: float,
+) -> EvaluationResult:
+    """The figures of a split whose `chosen` samples were judged, in their order."""
+    trained = {group_of(row) for row in table.split("train")}
     predictions = tuple(
-        predict_video(judged.outputs(i), id=sample.id, label=sample.label, kind=table.kind)
+        predict_video(
+            judged.outputs(i),
+            id=sample.id,
+            label=sample.label,
+            kind=table.kind,
+            seen_in_training=sample.group in trained,
+        )
         for i, sample in enumerate(chosen.samples)
     )
     return EvaluationResult(
@@ -176,7 +120,7 @@ def evaluate_split(
         stride_seconds=stride_seconds,
         predictions=predictions,
         coverage=chosen.coverage,
-        seconds=time.monotonic() - began,
+        seconds=seconds,
         bytes_read=judged.bytes_read,
     )
 
@@ -205,10 +149,10 @@ def evaluate_run(
     compute = Compute.for_run(config, device=device, precision=precision)
     pace = Pace.of(config, stride_seconds=stride_seconds, batch_size=batch_size, workers=workers)
     require_same(cache.spec, run.about.spec, name=str(cache.path))
-    table = cache.task(config.task)
+    table = hold_out(cache.task(config.task), config.hold_out)
     run.about.require_task(table)
     decoder = run.load_decoder(which)
-    min_frames = run.about.plan.frames_for(decoder.min_frames)
+    min_frames = run.about.plan.shortest_extent(decoder.min_frames)
     chosen = split_samples(cache, table, split, min_frames=min_frames)
     covered = chosen.coverage.describe(split)
     if not chosen.samples or (strict and not chosen.coverage.complete):
@@ -230,16 +174,3 @@ def evaluate_run(
         chosen=chosen,
         on_video=on_video,
     )
-
-
-def _batches(clips: Timelines, size: int) -> Iterator[list[WindowClip]]:
-    remaining = iter(clips)
-    while batch := list(islice(remaining, size)):
-        yield batch
-
-
-def _on_host(outputs: Sequence[Tensor]) -> NDArray[np.float64]:
-    """All window outputs as float64 (W, n_out); one wait for the device."""
-    if not outputs:
-        return np.zeros((0, 0))
-    return torch.cat(list(outputs)).double().cpu().numpy()

@@ -6,8 +6,6 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from .plan import WindowPlan
-
 
 @runtime_checkable
 class HasHorizon(Protocol):
@@ -18,9 +16,9 @@ class HasHorizon(Protocol):
         ...
 
 
-def kernel_horizon_seconds(model: nn.Module, plan: WindowPlan) -> tuple[float, ...]:
-    """The horizon of each layer in seconds; empty for decoders without kernels."""
+def kernel_horizon_seconds(model: nn.Module, *, window_seconds: float) -> tuple[float, ...]:
+    """The horizon of each layer in seconds, of windows that span `window_seconds`; empty for
+    decoders without kernels."""
     if not isinstance(model, HasHorizon):
         return ()
-    window_seconds = plan.length / plan.fps
     return tuple(share * window_seconds for share in model.horizons())

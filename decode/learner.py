@@ -22,7 +22,7 @@ from ..store.tasks import TaskKind
 from .batch import TokenShape
 from .checkpoints import Checkpoint, load_model
 from .config import TrainConfig
-from .decoders import build_decoder
+from .decoders import Decoder, build_decoder
 from .device import Compute
 from .loader import LabelledBatch
 from .metrics import EvaluationResult
@@ -65,7 +65,7 @@ class Learner:
         compute: Compute,
     ) -> None:
         torch.manual_seed(step_seed(config.seed, -1))  # the initial weights
-        self.model: nn.Module = build_decoder(
+        self.model: Decoder = build_decoder(
             config.decoder.name,
             shape=shape,
             num_outputs=num_outputs,
@@ -102,6 +102,7 @@ class Learner:
         if self._config.optimizer.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optimizer.grad_clip)
         self.optimizer.step()
+        self.model.after_step()
         self._unchecked.append(loss.detach())
         self._sizes.append(len(batch.labels))
         self.steps += 1

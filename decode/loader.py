@@ -27,10 +27,11 @@ PIECE_FRAMES = 256  # of a timeline read at once in evaluation: a shard, 100 MB 
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """One training window."""
+    """One training window. key: of its random numbers, a function of seed, epoch and sample."""
 
     sample: Sample
     window: Window
+    key: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +57,36 @@ def epoch_draws(
             window = random_window(
                 sample.extent, length=plan.length, seed=seed, epoch=epoch, draw=name
             )
-            rank = hashlib.blake2b(
-                f"{seed}\0{epoch}\0{name}".encode("utf-8", "surrogatepass"), person=b"order"
-            ).digest()
-            draws.append((rank, Draw(sample=sample, window=window)))
+            key = f"{seed}\0{epoch}\0{name}"
+            rank = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), person=b"order").digest()
+            draws.append((rank, Draw(sample=sample, window=window, key=key)))
     return [draw for _, draw in sorted(draws, key=lambda pair: pair[0])]
 
 
+def in_blocks(draws: Sequence[Draw], *, epoch: int, blocks: int) -> list[list[Draw]]:
+    """The draws of an epoch dealt into blocks, in each of which their order stays.
+
+    A video's block is a function of the epoch and its id alone, never of seed, task or who else
+    learns: learners that go through the blocks side by side meet the same videos.
+    """
+    dealt: list[list[Draw]] = [[] for _ in range(blocks)]
+    for draw in draws:
+        dealt[_block_of(draw.sample.id, epoch=epoch, blocks=blocks)].append(draw)
+    return dealt
+
+
+def _block_of(entry_id: str, *, epoch: int, blocks: int) -> int:
+    text = f"{epoch}\0{entry_id}".encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(text, digest_size=8, person=b"block").digest()
+    return int.from_bytes(digest, "little") % blocks
+
+
 class TrainLoader:
-    """Batches of random windows, read ahead by threads. `bytes_read` counts from the start."""
+    """Batches of random windows for one learner. `bytes_read` counts from the start.
+
+    `epoch` reads them itself, ahead on threads; `draws` and `batch` serve whoever reads for several
+    learners. Both ways give the same batches.
+    """
 
     def __init__(
         self,
@@ -79,25 +101,27 @@ class TrainLoader:
         workers: int,
         device: torch.device,
         dtype: torch.dtype,
+        blocks: int = 1,
     ) -> None:
         self.bytes_read = 0
+        self.batch_size = batch_size
         self._cache = cache
         self._samples = samples
         self._plan = plan
         self._label_dtype = torch.int64 if kind == "classification" else torch.float32
-        self._batch_size = batch_size
         self._windows_per_video = windows_per_video
         self._seed = seed
         self._workers = workers
         self._device = device
         self._dtype = dtype
+        self._blocks = blocks
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self._samples) * self._windows_per_video // self._batch_size)
+        return -(-len(self._samples) * self._windows_per_video // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[LabelledBatch]:
-        """All batches of an epoch; the last one may be smaller."""
+    def draws(self, epoch: int) -> list[list[Draw]]:
+        """The windows of an epoch in their order, by block."""
         draws = epoch_draws(
             self._samples,
             self._plan,
@@ -105,24 +129,41 @@ class TrainLoader:
             epoch=epoch,
             windows_per_video=self._windows_per_video,
         )
-        depth = self._batch_size + self._workers
+        return in_blocks(draws, epoch=epoch, blocks=self._blocks)
+
+    def epoch(self, epoch: int) -> Iterator[LabelledBatch]:
+        """All batches of an epoch, across the borders of blocks; the last one may be smaller."""
+        draws = [draw for block in self.draws(epoch) for draw in block]
+        depth = self.batch_size + self._workers
         reads = read_ahead(self._read, draws, workers=self._workers, depth=depth)
-        for first in range(0, len(draws), self._batch_size):
-            labels = [draw.sample.label for draw in draws[first : first + self._batch_size]]
-            clips = [self._clip(next(reads)) for _ in labels]
-            yield LabelledBatch(
-                tokens=collate(clips, self._dtype),
-                labels=to_device(torch.tensor(labels, dtype=self._label_dtype), self._device),
+        for first in range(0, len(draws), self.batch_size):
+            drawn = draws[first : first + self.batch_size]
+            hosts = [next(reads) for _ in drawn]
+            self.bytes_read += sum(host.num_bytes for host in hosts)
+            yield self.batch(drawn, [host.clip for host in hosts])
+
+    def batch(self, draws: Sequence[Draw], clips: Sequence[Clip]) -> LabelledBatch:
+        """The batch of some draws and their frames, as they lie on the host, on the device."""
+        labels = torch.tensor([draw.sample.label for draw in draws], dtype=self._label_dtype)
+        moved = [
+            on_device(
+                clip,
+                self._plan,
+                self._device,
+                key=draw.key,
+                frames=self._plan.frames(draw.window),
             )
+            for draw, clip in zip(draws, clips, strict=True)
+        ]
+        return LabelledBatch(
+            tokens=collate(moved, self._dtype, padded_frames=self._plan.padded_frames),
+            labels=to_device(labels, self._device),
+        )
 
     def _read(self, draw: Draw) -> HostClip:
         frames = self._plan.frames(draw.window)
         pin = self._device.type == "cuda"
         return read_clip(self._cache, draw.sample.id, self._plan, frames, pin=pin)
-
-    def _clip(self, host: HostClip) -> Clip:
-        self.bytes_read += host.num_bytes
-        return on_device(host, self._plan, self._device)
 
 
 # Evaluation -----------------------------------------------------------------------------------
@@ -163,7 +204,7 @@ class Timelines:
         device: torch.device,
         piece_frames: int = PIECE_FRAMES,
     ) -> None:
-        self.bytes_read = 0
+        self.bytes_by_stretch = [0] * len(stretches)
         self._cache = cache
         self._stretches = stretches
         self._plan = plan
@@ -171,6 +212,10 @@ class Timelines:
         self._workers = workers
         self._device = device
         self._piece_frames = piece_frames
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(self.bytes_by_stretch)
 
     def windows(self, stretch: int) -> list[Window]:
         extent = self._stretches[stretch].extent
@@ -182,11 +227,17 @@ class Timelines:
         waiting: deque[Window] = deque()
         held = _Held()
         for piece, host in read_ahead(self._read, pieces, workers=self._workers, depth=depth):
-            self.bytes_read += host.num_bytes
+            self.bytes_by_stretch[piece.stretch] += host.num_bytes
             if not waiting:
                 waiting.extend(self.windows(piece.stretch))
                 held = _Held()
-            clip = on_device(host, self._plan, self._device)
+            clip = on_device(
+                host.clip,
+                self._plan,
+                self._device,
+                key=self._stretches[piece.stretch].id,
+                frames=piece.frames,
+            )
             held = held.extended(piece.frames, clip, keep_from=waiting[0].start)
             while waiting and (frames := self._plan.frames(waiting[0]))[-1] <= held.frames[-1]:
                 window = waiting.popleft()
@@ -220,10 +271,4 @@ class _Held:
     def take(self, frames: Sequence[int]) -> Clip:
         if self.clip is None:
             raise ValueError("nothing is held")
-        positions = np.searchsorted(self.frames, frames)
-        first, last = int(positions[0]), int(positions[-1])
-        if last - first + 1 == len(frames):
-            return self.clip.select(slice(first, last + 1))
-        return self.clip.select(
-            to_device(torch.from_numpy(positions), self.clip.pts_seconds.device)
-        )
+        return self.clip.take(self.frames, frames)

@@ -8,8 +8,10 @@ videos, or the squared error of always predicting zero. Plain float64 NumPy; kno
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, get_args
 
 import numpy as np
@@ -18,9 +20,13 @@ from numpy.typing import NDArray
 from ..store import fields as f
 from ..store.errors import CacheFormatError
 from ..store.tasks import Split, TaskKind
+from .coverage import Coverage
+from .statistics import Interval, bootstrap_interval
 
 Array = NDArray[np.float64]
 Outputs = tuple[float, ...]
+# What a group of a dataset is to its readers; elsewhere a group is a group.
+GROUPS = {"lvu": "movies", "breakfast": "persons"}
 _TINY = 1e-12  # a probability of zero costs 27.6 nats, not infinity
 
 
@@ -36,18 +42,25 @@ def window_outputs(outputs: Array, kind: TaskKind) -> Array:
 
 
 def video_output(windows: Array) -> Outputs:
-    """A video's output from the `window_outputs` (W, n_out) of its W >= 1 windows: their mean."""
-    return tuple(map(float, windows.mean(axis=0)))
+    """A video's output from the `window_outputs` (W, n_out) of its W >= 1 windows: their mean.
+
+    Summed exactly, so that whether two classes tie does not hang on the order of the windows.
+    """
+    return tuple(math.fsum(column) / len(windows) for column in windows.T.tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoPrediction:
-    """One judged row. `output`: mean softmax over its windows, or (mean value,)."""
+    """One judged row. `output`: mean softmax over its windows, or (mean value,).
+
+    seen_in_training: its group (LVU: the movie), or itself where it has none, has training rows.
+    """
 
     id: str
     label: float
     output: Outputs
     num_windows: int
+    seen_in_training: bool = False
 
     @property
     def predicted_class(self) -> int:
@@ -59,63 +72,17 @@ class VideoPrediction:
         return self.output[0]
 
 
-def predict_video(outputs: Array, *, id: str, label: float, kind: TaskKind) -> VideoPrediction:
+def predict_video(
+    outputs: Array, *, id: str, label: float, kind: TaskKind, seen_in_training: bool = False
+) -> VideoPrediction:
     """Aggregate a video's window outputs, float64 (W, n_out), W >= 1."""
-    output = video_output(window_outputs(outputs, kind))
-    return VideoPrediction(id=id, label=label, output=output, num_windows=len(outputs))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Coverage:
-    """How much of a split could be used.
-
-    missing: ids without an entry. empty: without a frame in their extent. short: with fewer frames
-    than the decoder needs.
-    """
-
-    total: int
-    missing: tuple[str, ...] = ()
-    empty: tuple[str, ...] = ()
-    short: tuple[str, ...] = ()
-
-    @property
-    def present(self) -> int:
-        return self.total - len(self.missing) - len(self.empty) - len(self.short)
-
-    @property
-    def complete(self) -> bool:
-        return self.present == self.total
-
-    def describe(self, split: str) -> str:
-        """Such as `41/42 test videos, missing: a, b`."""
-        text = f"{self.present}/{self.total} {split} videos"
-        reasons = {
-            "missing": self.missing,
-            "without frames": self.empty,
-            "too short for the decoder": self.short,
-        }
-        for reason, ids in reasons.items():
-            if ids:
-                more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
-                text += f", {reason}: {', '.join(ids[:10])}{more}"
-        return text
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "total": self.total,
-            "missing": list(self.missing),
-            "empty": list(self.empty),
-            "short": list(self.short),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], *, name: str) -> Coverage:
-        return cls(
-            total=f.integer(data, "total", name=name),
-            missing=f.texts(data, "missing", name=name),
-            empty=f.texts(data, "empty", name=name),
-            short=f.texts(data, "short", name=name),
-        )
+    return VideoPrediction(
+        id=id,
+        label=label,
+        output=video_output(window_outputs(outputs, kind)),
+        num_windows=len(outputs),
+        seen_in_training=seen_in_training,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +111,39 @@ class EvaluationResult:
     def correct(self) -> int:
         """k: videos whose predicted class is their label."""
         return sum(p.predicted_class == p.label for p in self.predictions)
+
+    @cached_property
+    def per_video(self) -> Array:
+        """What each video counts, float64 (N,): right 1 or wrong 0, or its squared error."""
+        if self.kind == "regression":
+            counts = [(p.value - p.label) ** 2 for p in self.predictions]
+        else:
+            counts = [float(p.predicted_class == p.label) for p in self.predictions]
+        return np.array(counts, dtype=np.float64)
+
+    @property
+    def figure(self) -> float:
+        """The accuracy, or the mean squared error: the mean of `per_video`."""
+        return self.accuracy if self.kind == "classification" else self.mse
+
+    @cached_property
+    def interval(self) -> Interval | None:
+        """95 % bootstrap interval of the figure over videos; None where there is nothing."""
+        return bootstrap_interval(self.per_video)
+
+    @property
+    def num_seen(self) -> int:
+        """Judged videos whose group is among the training videos."""
+        return sum(p.seen_in_training for p in self.predictions)
+
+    @property
+    def unseen(self) -> EvaluationResult:
+        """The same figures over the judged videos whose group has no training row.
+
+        The coverage stays that of the split.
+        """
+        kept = tuple(p for p in self.predictions if not p.seen_in_training)
+        return replace(self, predictions=kept)
 
     @property
     def accuracy(self) -> float:
@@ -182,25 +182,40 @@ class EvaluationResult:
 
     @property
     def class_totals(self) -> list[int]:
-        return [int(n) for n in self.confusion.sum(axis=1)]
+        labels = np.array([int(p.label) for p in self.predictions], dtype=np.int64)  # N
+        return [int(n) for n in np.bincount(labels, minlength=len(self.classes))]
 
     @property
     def num_windows(self) -> int:
         return sum(p.num_windows for p in self.predictions)
 
     def describe(self) -> str:
-        """One line, with k/N, the floor and the coverage."""
+        """One line, with k/N, the interval, the floor and the coverage."""
         covered = self.coverage.describe(self.split)
         if not self.total:
             return f"{self.task} {self.split}: nothing to judge ({covered})"
+        return f"{self.task} {self.split}: {self._in_words()}; {covered}"
+
+    def describe_unseen(self) -> str | None:
+        """The figures on unseen groups, in one line; None where all judged groups are unseen."""
+        if not self.num_seen:
+            return None
+        unseen = self.unseen
+        groups = GROUPS.get(self.task.partition("/")[0], "groups")
+        figures = unseen._in_words() if unseen.total else "nothing to judge"
+        return f"{unseen.total}/{self.total} on {groups} unseen in training: {figures}"
+
+    def _in_words(self) -> str:
+        """Such as `75.0 % (3/4), 95 % interval 25.0 to 100.0, most frequent class 75.0 %`."""
+        low, high = (self.interval.low, self.interval.high) if self.interval else (0.0, 0.0)
         if self.kind == "regression":
             return (
-                f"{self.task} {self.split}: MSE {self.mse:.3f} over {self.total} "
-                f"(predicting zero: {self.floor:.3f}; {covered})"
+                f"MSE {self.mse:.3f} over {self.total}, 95 % interval {low:.3f} to {high:.3f}, "
+                f"predicting zero {self.floor:.3f}"
             )
         return (
-            f"{self.task} {self.split}: {100 * self.accuracy:.1f} % ({self.correct}/{self.total}; "
-            f"most frequent class: {100 * self.floor:.1f} %; {covered})"
+            f"{100 * self.accuracy:.1f} % ({self.correct}/{self.total}), 95 % interval "
+            f"{100 * low:.1f} to {100 * high:.1f}, most frequent class {100 * self.floor:.1f} %"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -219,13 +234,18 @@ class EvaluationResult:
         }
         if self.total:
             data |= self._figures()
+        if self.num_seen:
+            unseen = self.unseen
+            data["unseen"] = {"total": unseen.total} | (unseen._figures() if unseen.total else {})
         data["predictions"] = [
-            [p.id, p.label, list(p.output), p.num_windows] for p in self.predictions
+            [p.id, p.label, list(p.output), p.num_windows, p.seen_in_training]
+            for p in self.predictions
         ]
         return data
 
     def _figures(self) -> dict[str, Any]:
-        shared = {"floor": self.floor, "loss": self.loss}
+        interval = None if self.interval is None else self.interval.to_json()
+        shared = {"interval": interval, "floor": self.floor, "loss": self.loss}
         if self.kind == "regression":
             return {"mse": self.mse, **shared}
         confusion = self.confusion
@@ -260,7 +280,7 @@ class EvaluationResult:
 
 
 def _prediction(values: object, num_outputs: int, *, name: str) -> VideoPrediction:
-    columns = ("id", "label", "output", "num_windows")
+    columns = ("id", "label", "output", "num_windows", "seen_in_training")
     row = dict(zip(columns, values, strict=False)) if isinstance(values, list) else {}
     output = f.numbers(row, "output", name=name)
     label = f.number(row, "label", name=name)
@@ -274,6 +294,7 @@ def _prediction(values: object, num_outputs: int, *, name: str) -> VideoPredicti
         label=label,
         output=output,
         num_windows=f.integer(row, "num_windows", name=name, minimum=1),
+        seen_in_training=f.choice(row, "seen_in_training", (True, False), name=name),
     )
 
 

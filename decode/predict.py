@@ -13,15 +13,17 @@ import numpy as np
 
 from ..store.cache import Cache
 from ..store.errors import UsageError
+from ..store.records import EntryRecord
 from ..store.spec import require_same
 from ..store.tasks import TaskKind
 from ..store.windows import Window
 from .config import Precision
 from .decoders import Decoder
 from .device import Compute
-from .evaluate import Judged, OnVideo, Pace, judge
+from .evaluate import Pace
+from .judging import Judged, OnVideo, judge
 from .metrics import Outputs, video_output, window_outputs
-from .plan import Stretch, WindowPlan
+from .plan import Stretch, WindowPlan, window_seconds
 from .runs import Run, RunAbout, Which
 
 
@@ -119,11 +121,14 @@ def predict_entries(
         workers=pace.workers,
         on_video=on_video,
     )
-    return [_prediction(about, stretch.id, judged, i) for i, stretch in enumerate(stretches)]
+    return [
+        _prediction(about, cache.record(stretch.id), judged, i)
+        for i, stretch in enumerate(stretches)
+    ]
 
 
 def _require_long_enough(stretches: Sequence[Stretch], decoder: Decoder, plan: WindowPlan) -> None:
-    needed = plan.frames_for(decoder.min_frames)
+    needed = plan.shortest_extent(decoder.min_frames)
     short = [s.id for s in stretches if s.extent.num_frames < needed]
     if short:
         more = f" and {len(short) - 10} more" if len(short) > 10 else ""
@@ -133,20 +138,19 @@ def _require_long_enough(stretches: Sequence[Stretch], decoder: Decoder, plan: W
         )
 
 
-def _prediction(about: RunAbout, id: str, judged: Judged, stretch: int) -> EntryPrediction:
+def _prediction(
+    about: RunAbout, record: EntryRecord, judged: Judged, stretch: int
+) -> EntryPrediction:
     outputs = window_outputs(judged.outputs(stretch), about.kind)  # W n_out
-    windows = [judged_window.window for judged_window in judged.windows[stretch]]
+    windows = []
+    for judged_window, row in zip(judged.windows[stretch], outputs, strict=True):
+        start, end = window_seconds(record, judged_window.window, about.plan.sampling)
+        output = tuple(map(float, row))
+        windows.append(WindowPrediction(start_seconds=start, end_seconds=end, output=output))
     return EntryPrediction(
-        id=id,
+        id=record.id,
         kind=about.kind,
         classes=about.classes,
         output=video_output(outputs),
-        windows=tuple(
-            WindowPrediction(
-                start_seconds=window.start / about.plan.fps,
-                end_seconds=window.stop / about.plan.fps,
-                output=tuple(map(float, row)),
-            )
-            for window, row in zip(windows, outputs, strict=True)
-        ),
+        windows=tuple(windows),
     )

@@ -22,7 +22,8 @@ class EpochMetrics:
     """One epoch, counted from 1; `steps` since the start, `lr` that of the epoch's last step.
 
     val_score: accuracy, or squared error for regression (lower is better). val_loss: see
-    EvaluationResult. Both None without a validation split.
+    EvaluationResult. Both None without a validation split. test_score: like val_score, with
+    `test_each_epoch`. bytes_read: the run's share of reads made for several.
     """
 
     epoch: int
@@ -31,6 +32,7 @@ class EpochMetrics:
     train_loss: float
     val_score: float | None
     val_loss: float | None
+    test_score: float | None = None
     seconds: float
     bytes_read: int
 
@@ -46,6 +48,7 @@ class EpochMetrics:
             train_loss=f.number(data, "train_loss", name=name),
             val_score=f.optional_number(data, "val_score", name=name),
             val_loss=f.optional_number(data, "val_loss", name=name),
+            test_score=f.optional_number(data, "test_score", name=name),
             seconds=f.number(data, "seconds", name=name),
             bytes_read=f.integer(data, "bytes_read", name=name),
         )

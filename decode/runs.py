@@ -4,6 +4,7 @@
     metrics.jsonl      one line an epoch
     last.safetensors   the whole state of training after the last finished epoch
     best.safetensors   the weights of the best epoch on validation, if there is a validation split
+    timelines.safetensors   what the selected weights say of every window of the test videos
     results.json       the final evaluation; its presence means that the run is finished
     curve.png          loss and validation score over the epochs
 
@@ -19,7 +20,7 @@ import fcntl
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -43,12 +44,23 @@ from ..store.tasks import TaskKind, TaskTable
 from .checkpoints import load_model, read_checkpoint
 from .config import TrainConfig
 from .decoders import Decoder, build_decoder
-from .metrics import EvaluationResult
 from .plan import WindowPlan
+from .results import RUN_FORMAT, TrainResult, Weights
 from .runlog import EpochMetrics, MetricsLog
 
-RUN_FORMAT = 1
 Which = Literal["selected", "best", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedWeights:
+    """Where weights come from that were not trained here: a file's name, and its SHA-256."""
+
+    file: str
+    sha256: str
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, name: str) -> ImportedWeights:
+        return cls(file=f.text(data, "file", name=name), sha256=f.text(data, "sha256", name=name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +69,7 @@ class RunAbout:
 
     train: with view and decoder options resolved. num_videos: readable ones by split.
     data_sha256: of all rows that were read, their labels, splits and extents.
+    imported: of weights that `vis4mer import-weights` brought; None for a run trained here.
     """
 
     train: TrainConfig
@@ -66,15 +79,19 @@ class RunAbout:
     num_videos: Mapping[str, int]
     data_sha256: str
     versions: Mapping[str, str]
+    imported: ImportedWeights | None = None
 
     @property
     def plan(self) -> WindowPlan:
         return WindowPlan.of(
-            self.spec, tokens=self.train.tokens, window_seconds=self.train.window_seconds
+            self.spec,
+            tokens=self.train.tokens,
+            window_seconds=self.train.window_seconds,
+            padding=self.train.padding,
         )
 
     @property
-    def selects(self) -> Literal["best", "last"]:
+    def selects(self) -> Weights:
         """Which weights are judged: without a validation split no epoch is the best."""
         return "best" if self.train.select == "best-val" and self.num_videos.get("val") else "last"
 
@@ -110,6 +127,7 @@ class RunAbout:
             "num_videos": dict(self.num_videos),
             "data_sha256": self.data_sha256,
             "versions": dict(self.versions),
+            "imported": None if self.imported is None else asdict(self.imported),
         }
 
     @classmethod
@@ -128,62 +146,12 @@ class RunAbout:
                 num_videos={split: f.integer(counts, split, name=name) for split in counts},
                 data_sha256=f.text(data, "data_sha256", name=name),
                 versions={key: f.text(versions, key, name=name) for key in versions},
+                imported=_imported(data, name),
             )
             about.plan  # noqa: B018 (the view must be one that the spec can give)
         except UsageError as error:
             raise CacheFormatError(f"{name}: {error}") from error
         return about
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a finished run found; `results.json`.
-
-    selected: which weights were judged, `epoch` when they were made (counted from 1).
-    horizon_seconds: time that holds 99 % of a median kernel's energy, by layer; empty for decoders
-    without kernels. notes: what a reader of the figures must know.
-    """
-
-    run: Path
-    selected: Literal["best", "last"]
-    epoch: int
-    val: EvaluationResult | None
-    test: EvaluationResult | None
-    num_parameters: int
-    horizon_seconds: tuple[float, ...]
-    seconds: float
-    bytes_read: int
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "run_format": RUN_FORMAT,
-            "selected": self.selected,
-            "epoch": self.epoch,
-            "val": None if self.val is None else self.val.to_json(),
-            "test": None if self.test is None else self.test.to_json(),
-            "num_parameters": self.num_parameters,
-            "horizon_seconds": list(self.horizon_seconds),
-            "seconds": self.seconds,
-            "bytes_read": self.bytes_read,
-            "notes": list(self.notes),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], *, run: Path, name: str) -> TrainResult:
-        selected: Literal["best", "last"] = f.choice(data, "selected", ("best", "last"), name=name)
-        return cls(
-            run=run,
-            selected=selected,
-            epoch=f.integer(data, "epoch", name=name),
-            val=_evaluation(data, "val", name),
-            test=_evaluation(data, "test", name),
-            num_parameters=f.integer(data, "num_parameters", name=name),
-            horizon_seconds=f.numbers(data, "horizon_seconds", name=name),
-            seconds=f.number(data, "seconds", name=name),
-            bytes_read=f.integer(data, "bytes_read", name=name),
-            notes=f.texts(data, "notes", name=name),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +168,11 @@ class Run:
     @property
     def best(self) -> Path:
         return self.path / "best.safetensors"
+
+    @property
+    def timelines(self) -> Path:
+        """See `read_timelines`; absent while the run is not finished."""
+        return self.path / "timelines.safetensors"
 
     @property
     def metrics(self) -> MetricsLog:
@@ -225,10 +198,10 @@ class Run:
         """
         path = self._weights(which)
         if not path.exists():
-            raise Vis4merError(
-                f"{self.path} has no {path.name}; train it first "
-                f"(`vis4mer train-decoder --run {self.path} --resume`)"
-            )
+            remedy = f"train it first (`vis4mer train-decoder --run {self.path} --resume`)"
+            if self.about.imported is not None:
+                remedy = "an import brings last.safetensors alone; run `vis4mer import-weights`"
+            raise Vis4merError(f"{self.path} has no {path.name}; {remedy}")
         try:
             with torch.random.fork_rng([]):  # initial values are drawn, and then replaced
                 model = self.about.build_decoder()
@@ -266,13 +239,13 @@ def load_decoder(path: str | Path, which: Which = "selected") -> Decoder:
 
 def write_about(folder: Path, about: RunAbout) -> Run:
     """Begin a run directory."""
-    write_atomic(folder / "config.json", _readable(about.to_json()))
+    write_atomic(folder / "config.json", readable_json(about.to_json()))
     return Run(path=folder, about=about)
 
 
 def write_results(result: TrainResult) -> None:
     """Finish a run directory."""
-    write_atomic(result.run / "results.json", _readable(result.to_json()))
+    write_atomic(result.run / "results.json", readable_json(result.to_json()))
 
 
 @contextlib.contextmanager
@@ -308,7 +281,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _readable(content: Mapping[str, Any]) -> bytes:
+def readable_json(content: Mapping[str, Any]) -> bytes:
     """Sealed JSON laid out for people: the seal is over the content, not over its spaces."""
     sealed = json.loads(seal(json.loads(canonical_json(content))))
     return json.dumps(sealed, indent=1, ensure_ascii=False).encode() + b"\n"
@@ -330,10 +303,10 @@ def _read(path: Path, what: str) -> dict[str, Any]:
     return unseal(data, name=str(path))
 
 
-def _evaluation(data: Mapping[str, Any], field: str, name: str) -> EvaluationResult | None:
-    if data.get(field) is None:
+def _imported(data: Mapping[str, Any], name: str) -> ImportedWeights | None:
+    if data.get("imported") is None:
         return None
-    return EvaluationResult.from_json(f.mapping(data, field, name=name), name=f"{name}: {field}")
+    return ImportedWeights.from_json(f.mapping(data, "imported", name=name), name=name)
 
 
 def _described(kind: TaskKind, classes: tuple[str, ...]) -> str:

@@ -47,8 +47,11 @@ class StreamPredictor:
     """Feed frames one at a time; memory does not grow with the stream.
 
     The running prediction starts again every window. At each reset it equals, to rounding, what
-    `predict_entries` says of that window. precision: default that of the run's training on a GPU,
-    float32 on a CPU. Raises UsageError, naming the decoder, when it is not causal.
+    `predict_entries` says of that window. Before, it is of the frames so far and of no others, also
+    where the run was trained with `padding=zeros`: a video's last, incomplete window says here what
+    its own frames say, and not what they say among zeros. precision: default that of the run's
+    training on a GPU, float32 on a CPU. Raises UsageError, naming the decoder, when it is not
+    causal.
 
         stream = StreamPredictor(run)
         for patch, prefix, pts_seconds in frames_from_the_backbone:
@@ -70,8 +73,12 @@ class StreamPredictor:
         self._kept = frozenset(self._plan.frames(Window(start=0, stop=self._plan.length)))
         self.reset()
 
-    def reset(self) -> None:
-        """Forget all frames: the next one begins another stream."""
+    def reset(self, *, entry_id: str = "") -> None:
+        """Forget all frames: the next one begins another stream.
+
+        entry_id: of the video, for views that select patches at random: it says which ones.
+        """
+        self._entry_id = entry_id
         self._frame = 0
         self._output: Outputs | None = None
         self._state: Any = self._decoder.start_stream(1, self._compute.device)
@@ -125,7 +132,14 @@ class StreamPredictor:
 
     def _batch(self, tokens: ViewTokens, pts_seconds: float) -> TokenBatch:
         host = host_clip(tokens, np.array([pts_seconds]))
-        return collate([on_device(host, self._plan, self._compute.device)], self._compute.dtype)
+        clip = on_device(
+            host.clip,
+            self._plan,
+            self._compute.device,
+            key=self._entry_id,
+            frames=[self._frame],
+        )
+        return collate([clip], self._compute.dtype)
 
 
 def tokens_as_stored(

@@ -3,7 +3,8 @@
 Batches are numbered as they are assembled, so that several threads may encode at once and the
 tokens still leave in order. Knows neither where frames come from nor where tokens go.
 
-Letters: B frames of several videos, T of one, p prefix tokens, h × w patch grid, D width.
+Letters: B clips of several videos, T of one, F frames a clip (an image backbone: F = 1), p prefix
+tokens, h × w patch grid, D width.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from .wording import describe_error
 
 
 class BackboneStage:
-    """`run` is the body of every backbone thread."""
+    """`run` is the body of every backbone thread.
+
+    batch_size: frames of a batch, which are whole clips.
+    """
 
     def __init__(
         self,
@@ -69,7 +73,7 @@ class BackboneStage:
                 if item is None:
                     break
                 if isinstance(item, FramePart):
-                    item, self._rest = _split(item, room)
+                    item, self._rest = _split(item, room, self._backbone.clip_frames)
                     room -= len(item.pixels)
                 items.append(item)
             return (next(self._numbers), items) if items else None
@@ -115,14 +119,15 @@ class BackboneStage:
         """
         if not parts:
             return []
-        count = sum(len(part.pixels) for part in parts)
-        padding = parts[-1].pixels[-1:].expand(self._batch_size - count, -1, -1, -1)
-        pixels = torch.cat([*(part.pixels for part in parts), padding])  # B 3 H W
+        num_frames = sum(len(part.pixels) for part in parts)
+        count = sum(len(part.pts_seconds) for part in parts)
+        padding = parts[-1].pixels[-1:].expand(self._batch_size - num_frames, -1, -1, -1)
+        pixels = torch.cat([*(part.pixels for part in parts), padding])  # B·F 3 H W
         tokens = self._backbone.encode(pixels)
         patch, prefix = self._to_host(tokens.patch[:count]), self._to_host(tokens.prefix[:count])
         encoded, start = [], 0
         for part in parts:
-            chosen = slice(start, start + len(part.pixels))
+            chosen = slice(start, start + len(part.pts_seconds))
             encoded.append(TokenPart(part.job, patch[chosen], prefix[chosen], part.pts_seconds))
             start = chosen.stop
         return encoded
@@ -139,9 +144,10 @@ class BackboneStage:
         return values
 
 
-def _split(part: FramePart, room: int) -> tuple[FramePart, FramePart | None]:
-    """A part's first `room` frames, and what is left of it."""
+def _split(part: FramePart, room: int, clip_frames: int) -> tuple[FramePart, FramePart | None]:
+    """A part's first `room` frames, whole clips, and what is left of it."""
     if len(part.pixels) <= room:
         return part, None
-    first = FramePart(part.job, part.pixels[:room], part.pts_seconds[:room])
-    return first, FramePart(part.job, part.pixels[room:], part.pts_seconds[room:])
+    clips = room // clip_frames
+    first = FramePart(part.job, part.pixels[:room], part.pts_seconds[:clips])
+    return first, FramePart(part.job, part.pixels[room:], part.pts_seconds[clips:])

@@ -3,7 +3,8 @@
 Everything of one video passes in order: its parts, then exactly one end that counts. Knows neither
 how frames are read nor how entries are written.
 
-Letters: T frames of one video, p prefix tokens, h × w patch grid, D width.
+Letters: T clips of one video, F frames a clip (an image backbone: T frames, F = 1), p prefix
+tokens, h × w patch grid, D width.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class VideoJob:
 
 @dataclass(frozen=True)
 class FramePart:
-    """Consecutive frames of one video: pixels uint8 (T, 3, H, W), pts_seconds (T,)."""
+    """Consecutive whole clips of one video: pixels uint8 (T·F, 3, H, W), and when each clip's first
+    frame begins: pts_seconds (T,)."""
 
     job: VideoJob
     pixels: Tensor
@@ -52,7 +54,7 @@ class FramePart:
 
 @dataclass(frozen=True)
 class TokenPart:
-    """Tokens of consecutive frames of one video: patch (T, h·w, D), prefix (T, p, D)."""
+    """Tokens of consecutive frames (clips) of one video: patch (T, h·w, D), prefix (T, p, D)."""
 
     job: VideoJob
     patch: Floats

@@ -28,12 +28,14 @@ from ..store.spec import require_same
 from .backbone_stage import BackboneStage
 from .backbones import Backbone, cache_spec
 from .buffers import AbortedError, OrderedBuffer, WeightedBuffer
+from .clip_backbones import is_clip_backbone
 from .cores import usable_cores
 from .items import End, FramePart, TokenPart
 from .plan import failures_to_keep, largest_first
 from .progress import ExtractProgress, ExtractSummary, StageName, Tally
 from .readers.base import Reader
 from .reading import ReadingStage
+from .sampling import moments_of
 from .sources import VideoSource
 from .stopping import StopSignal
 from .writing import WritingStage
@@ -41,6 +43,7 @@ from .writing import WritingStage
 PROGRESS_SECONDS = 0.2
 CPU_BATCH_SIZE = 8  # CPU time a frame is the same from 8 to 32; small batches share cores evenly
 GPU_BATCH_SIZE = 32
+GPU_BATCH_CLIPS = 4  # of a clip backbone; on a CPU one clip fills a batch
 
 OnProgress = Callable[[ExtractProgress], None]
 Frames = WeightedBuffer[FramePart | End]
@@ -69,6 +72,8 @@ def fill_cache(
     run is left while its file is unchanged, unless `retry_failed`.
 
     batch_size: frames that go through the backbone together (default 8 on a CPU, 32 elsewhere).
+    A clip backbone takes whole clips, as many as fit and one at least (default 1 on a CPU, 4
+    elsewhere).
     workers: videos read at once, one thread each (default: the CPU cores).
     backbone_threads: threads that run the backbone (default: the CPU cores; two on a GPU, so that
     one prepares while the other's batch runs).
@@ -79,15 +84,20 @@ def fill_cache(
     says `interrupted`. progress: called some times a second, from the calling thread.
 
     Raises StorageError when the cache cannot be written, FingerprintError when the backbone or the
-    reader is not what the cache was made with. No entry is ever left half-written, not even then.
+    reader is not what the cache was made with, UsageError for a part of a video that the cache's
+    sampling cannot speak of. No entry is ever left half-written, not even then.
     """
     _require_spec(cache, backbone, reader)
+    for video in sources:
+        moments_of(
+            cache.spec.sampling, start_seconds=video.start_seconds, end_seconds=video.end_seconds
+        )
     counts = {"batch size": batch_size, "workers": workers, "backbone threads": backbone_threads}
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}, expected at least 1")
     on_cpu = backbone.device.type == "cpu"
-    batch_size = batch_size or (CPU_BATCH_SIZE if on_cpu else GPU_BATCH_SIZE)
+    batch_size = _whole_clips(batch_size, backbone.clip_frames, on_cpu=on_cpu)
     backbone_threads = backbone_threads or (usable_cores() if on_cpu else 2)
     workers = min(workers or usable_cores(), max(1, len(sources)))
     frames: Frames = WeightedBuffer(2 * batch_size * backbone_threads)
@@ -102,6 +112,7 @@ def fill_cache(
         cache,
         reader,
         preprocess=backbone.preprocess,
+        clip_frames=backbone.clip_frames,
         part_frames=batch_size,
         limit=limit,
         overwrite=overwrite,
@@ -197,15 +208,25 @@ class _Crew:
             buffer.abort()
 
 
+def _whole_clips(batch_size: int | None, clip_frames: int, *, on_cpu: bool) -> int:
+    """Frames in a batch: a multiple of `clip_frames`, at least one clip."""
+    if batch_size is None and clip_frames == 1:
+        return CPU_BATCH_SIZE if on_cpu else GPU_BATCH_SIZE
+    if batch_size is None:
+        return clip_frames * (1 if on_cpu else GPU_BATCH_CLIPS)
+    return clip_frames * max(1, batch_size // clip_frames)
+
+
 def provenance(backbone: Backbone, reader: Reader) -> dict[str, str]:
     """What made an entry, beyond what changes its numbers."""
     device = backbone.device
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    models = "torchvision" if is_clip_backbone(backbone.name) else "timm"
     return {
         "vis4mer": __version__,
         "reader": f"{reader.name} {reader.version}",
         "torch": torch.__version__,
-        "timm": importlib.metadata.version("timm"),
+        models: importlib.metadata.version(models),
         "device": f"{device.type} {named or platform.machine()}",
         "compute_dtype": backbone.compute_dtype,
         "host": platform.node(),
@@ -219,7 +240,7 @@ def _require_spec(cache: Cache, backbone: Backbone, reader: Reader) -> None:
     sides = [int(name.removeprefix("grid")) for name in spec.arrays if name.startswith("grid")]
     wanted = cache_spec(
         backbone,
-        fps=spec.sampling.fps,
+        sampling=spec.sampling,
         reader=reader.name,
         stored_dtype=spec.stored_dtype,
         grids=sides,

@@ -7,8 +7,6 @@ the same file, otherwise its content's SHA-256 decides. Knows nothing of frames 
 from __future__ import annotations
 
 import hashlib
-import math
-import shutil
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 from ..store.cache import Cache
-from ..store.errors import CacheFormatError, EntryNotFoundError
+from ..store.errors import EntryNotFoundError
 from ..store.failures import FailureRecord
 from ..store.records import SourceRecord
-from ..store.spec import CacheSpec
-from .readers.base import Reader, VideoError
 from .sources import VideoSource
-from .wording import first_line
 
 _HASH_BLOCK_BYTES = 1 << 20
-_BYTES_PER_VALUE = {"float16": 2, "bfloat16": 2, "int8": 1}
 
 
 class SourceError(Exception):
@@ -140,112 +134,3 @@ def hash_file(path: Path) -> str:
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror}") from error
     return digest.hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractPlan:
-    """What a run would do; every video asked for is in exactly one of the first six.
-
-    to_extract: ids in order. unreadable: id → reason. left: after the last that `limit` lets the
-    run attempt, not looked at; some may be in the cache already. frames and num_bytes: of those to
-    extract, estimated from their durations. free_bytes: on the disk the cache is, or would be, on.
-    """
-
-    to_extract: tuple[str, ...]
-    already_there: int
-    changed: tuple[str, ...]
-    known_failures: tuple[FailureRecord, ...]
-    unreadable: Mapping[str, str]
-    left: int
-    frames: int
-    num_bytes: int
-    free_bytes: int
-
-
-def plan_extraction(
-    sources: Sequence[VideoSource],
-    *,
-    spec: CacheSpec,
-    cache: Cache | None,
-    cache_path: Path,
-    reader: Reader,
-    limit: int | None = None,
-    overwrite: bool = False,
-    retry_failed: bool = False,
-) -> ExtractPlan:
-    """What `fill_cache` would do. Writes nothing and decodes nothing.
-
-    cache: None when it does not exist yet. limit: as there, of videos attempted, which are those to
-    extract and those that turn out to be unreadable. A video is `unreadable` when it is missing,
-    when the reader refuses to open it, or when what the cache says of it is damaged.
-    """
-    known = failures_to_keep(cache) if cache is not None and not retry_failed else {}
-    to_extract: list[str] = []
-    changed: list[str] = []
-    failures: list[FailureRecord] = []
-    unreadable: dict[str, str] = {}
-    already_there = left = frames = 0
-    for video in sources:
-        if limit is not None and len(to_extract) + len(unreadable) >= limit:
-            left += 1
-            continue
-        try:
-            decision = _decide_or_new(video, cache, known_failures=known, overwrite=overwrite)
-            if decision.action == "done":
-                already_there += 1
-            elif decision.action == "changed":
-                changed.append(video.id)
-            elif decision.failure is not None:
-                failures.append(decision.failure)
-            else:
-                frames += _count_frames(video.path, reader, fps=spec.sampling.fps)
-                to_extract.append(video.id)
-        except SourceError as error:
-            unreadable[video.id] = str(error)
-        except CacheFormatError as error:
-            unreadable[video.id] = first_line(error)
-        except VideoError as error:
-            unreadable[video.id] = error.reason
-    return ExtractPlan(
-        to_extract=tuple(to_extract),
-        already_there=already_there,
-        changed=tuple(changed),
-        known_failures=tuple(failures),
-        unreadable=unreadable,
-        left=left,
-        frames=frames,
-        num_bytes=frames * bytes_per_frame(spec),
-        free_bytes=shutil.disk_usage(_existing(cache_path)).free,
-    )
-
-
-def bytes_per_frame(spec: CacheSpec) -> int:
-    """Token bytes a frame takes in a cache, without checksums and indexes."""
-    values = sum(spec.tokens_per_frame(array) for array in spec.arrays) * spec.dim
-    return values * _BYTES_PER_VALUE[spec.stored_dtype]
-
-
-def _decide_or_new(
-    video: VideoSource,
-    cache: Cache | None,
-    *,
-    known_failures: Mapping[str, FailureRecord],
-    overwrite: bool,
-) -> Decision:
-    if cache is None:
-        return Decision(action="extract", file=look_at(video.path))
-    return decide(video, cache, known_failures=known_failures, overwrite=overwrite)
-
-
-def _count_frames(path: Path, reader: Reader, *, fps: float) -> int:
-    with reader.open(path, fps=fps) as stream:
-        info = stream.info
-    return info.num_targets or max(1, math.ceil(info.duration_seconds * fps))
-
-
-def _existing(path: Path) -> Path:
-    """The nearest directory above (or at) `path` that exists."""
-    path = path.absolute()
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path

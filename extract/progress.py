@@ -58,6 +58,9 @@ class ExtractSummary:
     changed since, not tried again. busy_seconds: thread-seconds of work a stage, threads: its
     threads. interrupted: stopped before its end. left: not finished, because of `limit` or of a
     stop; those that were not even looked at may be in the cache already.
+
+    Beside these: missing, ids of a known dataset that have no file, and notes, what a user must
+    know of the request, one line each.
     """
 
     num_videos: int
@@ -73,6 +76,8 @@ class ExtractSummary:
     busy_seconds: Mapping[StageName, float]
     threads: Mapping[StageName, int]
     interrupted: bool
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def frames_per_second(self) -> float:

@@ -3,7 +3,7 @@
 Full-resolution frames never leave this stage. What is wrong with a file ends that video alone.
 Knows nothing of backbones beyond the preprocessing they ask for.
 
-Letters: T frames of one video, H × W pixels as the backbone takes them.
+Letters: T frames of one video, F frames of a clip, H × W pixels as the backbone takes them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ..store.cache import Cache
 from ..store.errors import CacheFormatError
@@ -23,6 +28,7 @@ from .plan import FileState, SourceError, decide, look_at, source_record
 from .preprocess import resize_frames
 from .progress import Tally
 from .readers.base import FrameBatch, Reader, VideoError, VideoStream
+from .sampling import moments_of
 from .sources import VideoSource
 from .stopping import StopSignal
 from .wording import describe_error, first_line
@@ -39,8 +45,8 @@ class _Attempt:
 class ReadingStage:
     """`run` is the body of every reading thread; they share the list of videos.
 
-    part_frames: the most frames that are passed on at once. limit: how many videos to attempt at
-    most, in their order, None for all.
+    clip_frames: F, what the backbone sees at once. part_frames: the most frames that are passed on
+    at once, whole clips. limit: how many videos to attempt at most, in their order, None for all.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class ReadingStage:
         reader: Reader,
         *,
         preprocess: Preprocess,
+        clip_frames: int,
         part_frames: int,
         limit: int | None,
         overwrite: bool,
@@ -62,6 +69,7 @@ class ReadingStage:
         self._cache = cache
         self._reader = reader
         self._preprocess = preprocess
+        self._clip_frames = clip_frames
         self._part_frames = part_frames
         self._attempts_left = limit
         self._overwrite = overwrite
@@ -138,7 +146,12 @@ class ReadingStage:
         stage: Stage = "open"
         try:
             with self._tally.busy("reading"):
-                stream = self._reader.open(job.video.path, fps=self._cache.spec.sampling.fps)
+                moments = moments_of(
+                    self._cache.spec.sampling,
+                    start_seconds=job.video.start_seconds,
+                    end_seconds=job.video.end_seconds,
+                )
+                stream = self._reader.open(job.video.path, moments=moments)
             stage = "decode"
             with stream:
                 return self._read_frames(job, stream)
@@ -153,12 +166,13 @@ class ReadingStage:
 
     def _read_frames(self, job: VideoJob, stream: VideoStream) -> End:
         batches = iter(stream)
+        clips = _WholeClips(job, self._clip_frames)
         while True:
             with self._tally.busy("reading"):
                 batch = next(batches, None)
             if batch is None:
                 break
-            for part in self._resized(job, batch):
+            for part in self._resized(batch, clips):
                 if self._stop.requested:
                     self._stop.leave_undone()
                     job.over.set()
@@ -171,13 +185,49 @@ class ReadingStage:
             return job.fail("decode", f"the file changed while it was being read: {error}")
         if file != FileState(size=job.source.size, mtime_ns=job.source.mtime_ns):
             return job.fail("decode", "the file changed while it was being read")
+        if clips.num_waiting:
+            return job.fail("decode", "it ended in the middle of a clip")
         job.read.set()
         return Finished(job, stream.info.duration_seconds, stream.damaged_frames)
 
-    def _resized(self, job: VideoJob, batch: FrameBatch) -> Iterator[FramePart]:
+    def _resized(self, batch: FrameBatch, clips: _WholeClips) -> Iterator[FramePart]:
         """The frames at the backbone's size, at most `part_frames` at a time."""
-        for start in range(0, batch.num_frames, self._part_frames):
-            chosen = slice(start, start + self._part_frames)
+        start = 0
+        while start < batch.num_frames:
+            chosen = slice(start, start + self._part_frames - clips.num_waiting)
+            start = chosen.stop
             with self._tally.busy("reading"):
                 pixels = resize_frames(batch.frames[chosen], self._preprocess)  # T 3 H W
-            yield FramePart(job, pixels, batch.pts_seconds[chosen])
+                part = clips.add(pixels, batch.pts_seconds[chosen])
+            if part is not None:
+                yield part
+
+
+class _WholeClips:
+    """One video's frames on their way into clips: what is no whole clip waits for more frames."""
+
+    def __init__(self, job: VideoJob, clip_frames: int) -> None:
+        self._job = job
+        self._clip_frames = clip_frames
+        self._frames: list[NDArray[np.uint8]] = []  # each T H W 3
+        self._pts: list[NDArray[np.float64]] = []
+
+    @property
+    def num_waiting(self) -> int:
+        """Frames of a clip that is not complete."""
+        return sum(map(len, self._pts))
+
+    def add(self, pixels: Tensor, pts_seconds: NDArray[np.float64]) -> FramePart | None:
+        """The clips that frames (T, 3, H, W) at pts_seconds (T,) complete; None when none is."""
+        if self._clip_frames == 1:
+            return FramePart(self._job, pixels, pts_seconds)
+        # numpy makes the copies: torch would start a pool of threads for them.
+        self._frames.append(pixels.permute(0, 2, 3, 1).numpy())
+        self._pts.append(pts_seconds)
+        whole = self.num_waiting // self._clip_frames * self._clip_frames
+        if not whole:
+            return None
+        frames, pts_seconds = np.concatenate(self._frames), np.concatenate(self._pts)
+        self._frames, self._pts = [frames[whole:].copy()], [pts_seconds[whole:]]
+        clips = torch.from_numpy(frames[:whole]).permute(0, 3, 1, 2)  # T·F 3 H W
+        return FramePart(self._job, clips, pts_seconds[: whole : self._clip_frames])

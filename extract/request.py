@@ -1,86 +1,60 @@
 """One request for stage 1, from what a person names to a filled cache.
 
     extract_videos(["videos.csv"], cache="my.zarr", backbone="vit_small_patch16_224.augreg_in21k")
+    extract_videos(dataset="lvu", annotations="lvu_1.0", videos="videos", protocol="official")
 
 Finds the videos, loads the backbone, opens the cache, writes the task tables and runs the pipeline.
-What a run does lies in `pipeline`, what a backbone is in `backbones`.
+Which videos are meant is said in `finding`, what a run does in `pipeline`, what a backbone is in
+`backbones`.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..store.cache import Cache, create_cache, find_cache, open_cache
+from ..store.cache import Cache, create_cache, find_cache
 from ..store.errors import UsageError
 from ..store.spec import CacheSpec, ComputeDtype, StoredDtype, require_writable
-from ..store.tasks import TaskTable
-from .annotations.table import read_table
-from .plan import ExtractPlan, plan_extraction
+from ..store.tasks import Split
+from .annotations.presets import find_preset
+from .dry_run import ExtractPlan, plan_extraction
+from .finding import find_request
+from .labelling import save_tables
 from .progress import ExtractSummary
+from .protocols import ProtocolName, protocol_named, sampling_of
 from .readers import get_reader
 from .readers.base import Reader
-from .sources import VideoSource, resolve_sources
 
 if TYPE_CHECKING:
+    from .backbones import Backbone
     from .pipeline import OnProgress
 
 DEFAULT_BACKBONE = "vit_large_patch16_224.augreg_in21k"  # the encoder of the ViS4mer paper
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """The videos asked for, and the task table that came with them."""
-
-    videos: tuple[VideoSource, ...]
-    table: TaskTable | None
-
-
-def find_request(
-    inputs: Sequence[str], *, dataset: str | Path | None = None, videos: str | Path | None = None
-) -> Request:
-    """What to extract: a CSV of labels (`dataset`, or the only input), or files, folders and globs.
-
-    videos: the folder that the CSV's paths and ids are below, default its own. Raises UsageError
-    when nothing is named, or both kinds are.
-    """
-    if dataset is None and len(inputs) == 1 and inputs[0].lower().endswith(".csv"):
-        dataset, inputs = inputs[0], ()
-    if dataset is None:
-        if videos is not None:
-            raise UsageError(f"--videos {videos} goes with --dataset FILE.csv, which is missing")
-        if not inputs:
-            raise UsageError(
-                "no videos named: give files, a folder, a glob, or --dataset FILE.csv with labels"
-            )
-        return Request(videos=tuple(resolve_sources(inputs)), table=None)
-    if inputs:
-        raise UsageError(
-            f"--dataset {dataset} already names the videos; leave out {inputs[0]!r}, or extract it "
-            "in a run of its own"
-        )
-    if not str(dataset).lower().endswith(".csv"):
-        raise UsageError(
-            f"--dataset {dataset}: expected a CSV file with the columns path,label,split"
-        )
-    labelled = read_table(dataset, videos=videos)
-    return Request(videos=labelled.videos, table=labelled.table)
+OnNote = Callable[[str], None]
 
 
 def extract_videos(
-    inputs: Sequence[str],
+    inputs: Sequence[str] = (),
     *,
-    cache: str | Path,
+    cache: str | Path | None = None,
     dataset: str | Path | None = None,
+    annotations: str | Path | None = None,
     videos: str | Path | None = None,
-    backbone: str = DEFAULT_BACKBONE,
+    tasks: Collection[str] = (),
+    split: Split | None = None,
+    ids: Collection[str] = (),
+    protocol: ProtocolName = "clean",
+    backbone: str | None = None,
     weights: str = "hub",
-    fps: float = 1.0,
+    fps: float | None = None,
+    segments: int | None = None,
     stored_dtype: StoredDtype = "float16",
     grids: Sequence[int] = (),
+    full_grid: bool = True,
     reader: str = "pyav",
     device: str = "auto",
     compute_dtype: ComputeDtype | None = None,
@@ -91,39 +65,60 @@ def extract_videos(
     retry_failed: bool = False,
     stop: threading.Event | None = None,
     progress: OnProgress | None = None,
+    on_note: OnNote | None = None,
 ) -> ExtractSummary:
     """Extract videos into the cache at `cache`, which is made or continued.
 
-    inputs, dataset, videos: see `find_request`. backbone, weights, device, compute_dtype: see
-    `load_backbone`. fps: frames a second of video. grids: sides of pooled copies to keep, e.g.
-    (7,). The rest: see `pipeline.fill_cache`, whose summary is returned.
+    inputs, dataset, annotations, videos, tasks, split, ids: see `finding.find_request`. cache: may
+    be left out for a dataset known by name, then `NAME.zarr`. protocol: see `protocols`. backbone,
+    weights, device, compute_dtype: see `load_backbone`; each known dataset has its own default
+    backbone. fps: frames a second of video, default 1; segments: so many equal parts of each video
+    instead, the default of Breakfast and COIN (64) unless fps is given. grids: sides of pooled
+    copies to keep, e.g. (7,); full_grid: whether to keep the patches themselves. on_note: told what
+    a user must know before the work begins. The rest: see `pipeline.fill_cache`, whose summary is
+    returned, with the notes and the ids of a known dataset that have no file.
 
     Raises UsageError for a request that cannot be understood, FingerprintError when the cache was
     made with other settings, StorageError when it cannot be written.
     """
-    from .backbones import cache_spec, load_backbone
     from .pipeline import fill_cache
 
-    request = find_request(inputs, dataset=dataset, videos=videos)
-    chosen_reader = get_reader(reader)
-    existing = find_cache(cache)
-    if existing is not None and weights == "hub":  # before gigabytes are fetched for nothing
-        planned = _planned_spec(
-            backbone, fps=fps, reader=chosen_reader, stored_dtype=stored_dtype, grids=grids
-        )
-        _require_settings(existing, planned)
-    loaded = load_backbone(backbone, weights=weights, device=device, compute_dtype=compute_dtype)
-    spec = cache_spec(
-        loaded, fps=fps, reader=chosen_reader.name, stored_dtype=stored_dtype, grids=grids
+    making = _making(
+        dataset,
+        cache=cache,
+        protocol=protocol,
+        backbone=backbone,
+        fps=fps,
+        segments=segments,
+        stored_dtype=stored_dtype,
+        grids=grids,
+        full_grid=full_grid,
+        reader=reader,
     )
-    opened = create_cache(cache, spec)
-    if request.table is not None:
-        opened.save_task(request.table)
-    return fill_cache(
+    request = find_request(
+        inputs,
+        dataset=dataset,
+        annotations=annotations,
+        videos=videos,
+        tasks=tasks,
+        split=split,
+        ids=ids,
+        sampling=sampling_of(protocol, fps=fps, segments=making.segments),
+    )
+    _tell(on_note, request.notes)
+    existing = find_cache(making.cache)
+    if existing is not None and weights == "hub":  # before gigabytes are fetched for nothing
+        _require_settings(existing, making.planned_spec())
+    loaded = making.load(weights=weights, device=device, compute_dtype=compute_dtype)
+    opened = create_cache(making.cache, making.spec(loaded))
+    changes = [change.describe() for change in save_tables(opened, request.tables)]
+    notes = [*request.notes, *(change for change in changes if change is not None)]
+    _tell(on_note, notes[len(request.notes) :])
+    summary = fill_cache(
         request.videos,
         opened,
         loaded,
-        chosen_reader,
+        making.reader,
         batch_size=batch_size,
         workers=workers,
         limit=limit,
@@ -132,68 +127,192 @@ def extract_videos(
         stop=stop,
         progress=progress,
     )
+    return replace(summary, missing=request.missing, notes=tuple(notes))
 
 
 def plan_videos(
-    inputs: Sequence[str],
+    inputs: Sequence[str] = (),
     *,
-    cache: str | Path,
+    cache: str | Path | None = None,
     dataset: str | Path | None = None,
+    annotations: str | Path | None = None,
     videos: str | Path | None = None,
-    backbone: str = DEFAULT_BACKBONE,
-    fps: float = 1.0,
+    tasks: Collection[str] = (),
+    split: Split | None = None,
+    ids: Collection[str] = (),
+    protocol: ProtocolName = "clean",
+    backbone: str | None = None,
+    fps: float | None = None,
+    segments: int | None = None,
     stored_dtype: StoredDtype = "float16",
     grids: Sequence[int] = (),
+    full_grid: bool = True,
     reader: str = "pyav",
+    device: str = "auto",
+    compute_dtype: ComputeDtype | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
     limit: int | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
+    probe: bool = False,
 ) -> ExtractPlan:
-    """What `extract_videos` would do with the same arguments. Writes nothing.
+    """What `extract_videos` would do with the same arguments, and what it takes. Writes nothing.
+
+    probe: try the backbone and a few videos too, to say how long it will take (see `probe`).
 
     Raises what `extract_videos` would, FingerprintError for other settings than the cache's among
     them. Only the weights and the precision of the backbone are not compared: they are not loaded.
+    A known dataset need not have any video there yet.
     """
-    request = find_request(inputs, dataset=dataset, videos=videos)
-    chosen_reader = get_reader(reader)
-    spec = _planned_spec(
-        backbone, fps=fps, reader=chosen_reader, stored_dtype=stored_dtype, grids=grids
+    making = _making(
+        dataset,
+        cache=cache,
+        protocol=protocol,
+        backbone=backbone,
+        fps=fps,
+        segments=segments,
+        stored_dtype=stored_dtype,
+        grids=grids,
+        full_grid=full_grid,
+        reader=reader,
     )
-    existing = find_cache(cache)
+    request = find_request(
+        inputs,
+        dataset=dataset,
+        annotations=annotations,
+        videos=videos,
+        tasks=tasks,
+        split=split,
+        ids=ids,
+        sampling=sampling_of(protocol, fps=fps, segments=making.segments),
+        require_files=False,
+    )
+    on = device if probe else "cpu"
+    shaped = making.load(weights="random:0", device=on, compute_dtype=compute_dtype)
+    spec = making.spec(shaped)
+    existing = find_cache(making.cache)
     if existing is not None:
         _require_settings(existing, spec)
-    return plan_extraction(
+    plan = plan_extraction(
         request.videos,
         spec=spec,
         cache=existing,
-        cache_path=Path(cache),
-        reader=chosen_reader,
+        cache_path=making.cache,
+        reader=making.reader,
         limit=limit,
         overwrite=overwrite,
         retry_failed=retry_failed,
+        missing=request.missing,
+        durations=request.durations,
+        tables=request.tables,
     )
+    plan = replace(plan, notes=request.notes)
+    if not probe or not plan.present.frames + plan.absent.frames:
+        return plan
+    from .probe import probe_rates
+
+    planned = set(plan.to_extract)
+    rates = probe_rates(
+        shaped,
+        [video for video in request.videos if video.id in planned],
+        making.reader,
+        sampling=spec.sampling,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    return replace(plan, probe=rates)
 
 
-def label_cache(
-    cache: str | Path, dataset: str | Path, *, videos: str | Path | None = None
-) -> tuple[TaskTable, list[str]]:
-    """Add the task table of a CSV to a cache, or refresh it, without touching a video.
+def _tell(on_note: OnNote | None, notes: Sequence[str]) -> None:
+    if on_note is not None:
+        for note in notes:
+            on_note(note)
 
-    Returns the table and the ids that it names and the cache does not hold. Raises UsageError when
-    the cache holds none of them: the two then call their videos by different names.
-    """
-    opened = open_cache(cache)
-    table = read_table(dataset, videos=videos).table
-    held, named = set(opened.ids()), {row.id for row in table.rows}
-    if held and not held & named:
-        raise UsageError(
-            f"{dataset} names no video of {cache}: it says {min(named)!r}, the cache "
-            f"{min(held)!r}; "
-            "write the names as `vis4mer cache ls` shows them, or give --videos, the folder that "
-            "was extracted"
+
+@dataclass(frozen=True, kw_only=True)
+class _Making:
+    """What cache is to be made and how, the dataset's own defaults filled in."""
+
+    cache: Path
+    protocol: ProtocolName
+    backbone: str
+    fps: float | None
+    segments: int | None
+    stored_dtype: StoredDtype
+    grids: tuple[int, ...]
+    full_grid: bool
+    reader: Reader
+
+    def load(
+        self, *, weights: str, device: str, compute_dtype: ComputeDtype | None = None
+    ) -> Backbone:
+        """The backbone with the protocol's preprocessing."""
+        from .backbones import load_backbone
+
+        loaded = load_backbone(
+            self.backbone, weights=weights, device=device, compute_dtype=compute_dtype
         )
-    opened.save_task(table)
-    return table, sorted(named - held)
+        return protocol_named(self.protocol).apply(loaded)
+
+    def spec(self, loaded: Backbone) -> CacheSpec:
+        from .backbones import cache_spec
+
+        sampling = sampling_of(
+            self.protocol,
+            fps=self.fps,
+            segments=self.segments,
+            clip_frames=loaded.clip_frames,
+        )
+        return cache_spec(
+            loaded,
+            sampling=sampling,
+            reader=self.reader.name,
+            stored_dtype=self.stored_dtype,
+            grids=self.grids,
+            full_grid=self.full_grid,
+        )
+
+    def planned_spec(self) -> CacheSpec:
+        """The shapes that the backbone would give: random weights have them too."""
+        return self.spec(self.load(weights="random:0", device="cpu"))
+
+
+def _making(
+    dataset: str | Path | None,
+    *,
+    cache: str | Path | None,
+    protocol: ProtocolName,
+    backbone: str | None,
+    fps: float | None,
+    segments: int | None,
+    stored_dtype: StoredDtype,
+    grids: Sequence[int],
+    full_grid: bool,
+    reader: str,
+) -> _Making:
+    """Fill in what was left out. UsageError for a cache without a name."""
+    preset = find_preset(dataset) if dataset is not None else None
+    if cache is None:
+        if preset is None:
+            raise UsageError(
+                "--cache is missing: give the feature cache to make or to continue, such as "
+                "--cache my.zarr"
+            )
+        cache = f"{preset.name}.zarr"
+    own_segments = preset.segments if preset is not None and fps is None else None
+    own_backbone = preset.backbone if preset is not None else None
+    return _Making(
+        cache=Path(cache),
+        protocol=protocol,
+        backbone=backbone or own_backbone or DEFAULT_BACKBONE,
+        fps=fps,
+        segments=segments if segments is not None else own_segments,
+        stored_dtype=stored_dtype,
+        grids=tuple(grids),
+        full_grid=full_grid,
+        reader=get_reader(reader),
+    )
 
 
 def _require_settings(existing: Cache, planned: CacheSpec) -> None:
@@ -203,13 +322,3 @@ def _require_settings(existing: Cache, planned: CacheSpec) -> None:
         planned, weights_sha256=stored.weights_sha256, compute_dtype=stored.compute_dtype
     )
     require_writable(stored, comparable, name=str(existing.path))
-
-
-def _planned_spec(
-    backbone: str, *, fps: float, reader: Reader, stored_dtype: StoredDtype, grids: Sequence[int]
-) -> CacheSpec:
-    """The shapes that the backbone would give: random weights have them too."""
-    from .backbones import cache_spec, load_backbone
-
-    shaped = load_backbone(backbone, weights="random:0", device="cpu")
-    return cache_spec(shaped, fps=fps, reader=reader.name, stored_dtype=stored_dtype, grids=grids)

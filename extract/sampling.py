@@ -1,9 +1,15 @@
 """Which frame answers which moment: index arithmetic on timestamps, and nothing else.
 
-Targets are the moments first pts + k / fps, k = 0, 1, …, in the half-open range
-[first pts, end of the last frame). The frame for a moment is the last one whose pts is not after
-it. Times are whole ticks of the stream's time base and fractions of them, never floats, so that a
-frame that begins exactly at a target is always its answer.
+Every way of sampling is one even clock, first pts + offset + k · step for k = 0, 1, …, count - 1
+(`EvenClock`), however the three are come by:
+
+    Every    step 1 / fps until the video ends          |x---x---x---x---x-|
+    Spread   so many, over the whole video              |x----x----x----x--|
+    Slots    the middles of equal parts of a part       |      ( x | x | x )   |
+
+The frame for a moment is the last one whose pts is not after it. Times are whole ticks of the
+stream's time base and fractions of them, never floats, so that a frame that begins exactly at a
+target is always its answer.
 
     ticks   0    400   1000      1900 2000        3000   end
     frames  |-a--|--b---|----c----|-d--|-----e-----|--f---)
@@ -31,8 +37,12 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_FPS_DENOMINATOR = 1_000_000
-"""A rate typed as 0.3333333 or 29.97002997 is taken as the fraction it stands for."""
+from ..store.errors import UsageError
+from ..store.spec import Sampling
+
+MAX_DENOMINATOR = 1_000_000
+"""A rate typed as 0.3333333 or 29.97002997 is taken as the fraction it stands for, and so is a
+number of seconds."""
 
 
 def exact_rate(fps: float) -> Fraction:
@@ -42,34 +52,159 @@ def exact_rate(fps: float) -> Fraction:
     """
     if not math.isfinite(fps) or fps <= 0:
         raise ValueError(f"fps must be a positive number of frames a second, got {fps}")
-    rate = Fraction(fps).limit_denominator(MAX_FPS_DENOMINATOR)
+    rate = Fraction(fps).limit_denominator(MAX_DENOMINATOR)
     return rate if rate > 0 else Fraction(fps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvenClock:
+    """`count` moments, `offset` + k · `step` seconds after the first frame."""
+
+    offset: Fraction
+    step: Fraction
+    count: int
+
+    def seconds(self) -> NDArray[np.float64]:
+        """The moments, in seconds after the first frame: float64 (count,)."""
+        k = np.arange(self.count, dtype=np.float64)
+        return float(self.offset) + k * float(self.step.numerator) / float(self.step.denominator)
+
+
+class OutsideError(ValueError):
+    """The video ends before the part that is asked for begins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Every:
+    """One moment every 1 / fps seconds, from the first frame until the video ends."""
+
+    fps: float
+
+    def __post_init__(self) -> None:
+        exact_rate(self.fps)
+
+    def over(self, duration: Fraction, *, rounding: Fraction = Fraction(0)) -> EvenClock:
+        """The moments of a video that lasts `duration` seconds.
+
+        rounding: how much too long that may be; a target within it of the end is not one.
+        """
+        rate = exact_rate(self.fps)
+        count = max(1, math.ceil((duration - rounding) * rate))
+        return EvenClock(offset=Fraction(0), step=1 / rate, count=count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """floor(seconds · fps) moments, one at least, evenly over the whole video.
+
+    seconds: what the video is said to last, which need not be what it does; None: what it does.
+    """
+
+    fps: float
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        exact_rate(self.fps)
+        if self.seconds is not None:
+            _exact_seconds(self.seconds)
+
+    def over(self, duration: Fraction, *, rounding: Fraction = Fraction(0)) -> EvenClock:
+        """As for `Every`; a duration too short by `rounding` still counts in full."""
+        stated = duration + rounding if self.seconds is None else _exact_seconds(self.seconds)
+        count = max(1, math.floor(stated * exact_rate(self.fps)))
+        return EvenClock(offset=Fraction(0), step=duration / count, count=count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """The middles of `count` equal parts of [start_seconds, end_seconds), cut at the video's end.
+
+    The seconds count from the first frame; None is the video's own beginning or end.
+    """
+
+    count: int
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        start = _exact_seconds(self.start_seconds or 0.0)
+        if self.count < 1:
+            raise ValueError(f"a video is cut into at least 1 part, got {self.count}")
+        if self.end_seconds is not None and _exact_seconds(self.end_seconds) <= start:
+            raise ValueError(f"a part from {start} to {self.end_seconds} seconds is empty")
+
+    def over(self, duration: Fraction, *, rounding: Fraction = Fraction(0)) -> EvenClock:
+        """As for `Every`. Raises OutsideError when the part begins where the video has ended."""
+        start = _exact_seconds(self.start_seconds or 0.0)
+        stop = duration
+        if self.end_seconds is not None:
+            stop = min(stop, _exact_seconds(self.end_seconds))
+        if start >= stop - rounding:
+            raise OutsideError(
+                f"the part asked for begins at {float(start):g} seconds, and the video has ended "
+                f"at {float(duration):g}; correct start_seconds, or get the whole video"
+            )
+        step = (stop - start) / self.count
+        return EvenClock(offset=start + step / 2, step=step, count=self.count)
+
+
+Moments = Every | Spread | Slots
+
+
+def moments_of(
+    sampling: Sampling, *, start_seconds: float | None = None, end_seconds: float | None = None
+) -> Moments:
+    """What a cache's sampling asks of a video, of which the part [start, end) is spoken of.
+
+    Sampling by fps takes the whole file, whatever the part; that is cut out on reading the cache.
+    UsageError where the sampling cannot speak of such a part.
+    """
+    if sampling.kind == "fps":
+        return Every(fps=sampling.fps)
+    if sampling.kind == "spread":
+        if start_seconds:
+            raise UsageError(
+                f"frames spread over the whole file know no start at {start_seconds:g} seconds; "
+                "use --protocol clean for videos that are cropped"
+            )
+        return Spread(fps=sampling.fps, seconds=end_seconds)
+    return Slots(
+        count=(sampling.segments or 1) * sampling.clip_frames,
+        start_seconds=start_seconds,
+        end_seconds=end_seconds,
+    )
+
+
+def _exact_seconds(seconds: float) -> Fraction:
+    """Seconds from the first frame as a fraction: 0.1 is 1/10."""
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError(f"a time in a video is a number of seconds from 0, got {seconds}")
+    return Fraction(seconds).limit_denominator(MAX_DENOMINATOR)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetClock:
     """The moments that are asked for, on the clock of one stream.
 
-    first: pts of the first frame, in ticks; ticks_per_target: the exact distance of two targets.
+    first: target 0, in ticks; ticks_per_target: the exact distance of two targets.
     """
 
-    first: int
+    first: Fraction
     ticks_per_target: Fraction
 
     @classmethod
-    def of(cls, first: int, *, fps: float, time_base: Fraction) -> TargetClock:
-        """The targets of a stream whose ticks last `time_base` seconds."""
-        return cls(first=first, ticks_per_target=1 / (exact_rate(fps) * time_base))
+    def of(cls, clock: EvenClock, *, first: int, time_base: Fraction) -> TargetClock:
+        """The targets of a stream whose ticks last `time_base` seconds and whose first frame is
+        shown at tick `first`."""
+        return cls(first=first + clock.offset / time_base, ticks_per_target=clock.step / time_base)
 
     def tick(self, k: int) -> int:
         """The last whole tick not after target k: a frame is due at k when its pts ≤ this."""
-        step = self.ticks_per_target
-        return self.first + k * step.numerator // step.denominator
+        return math.floor(self.first + k * self.ticks_per_target)
 
     def num_before(self, pts: int) -> int:
         """How many targets lie before `pts`, i.e. k in [0, n) with target k < pts."""
-        step = self.ticks_per_target
-        return max(0, -((self.first - pts) * step.denominator // step.numerator))
+        return max(0, math.ceil((pts - self.first) / self.ticks_per_target))
 
 
 def end_of_last(pts: Sequence[int] | NDArray[np.int64], *, last_duration: int | None) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,12 +115,23 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[VideoSource]:
-    """Everything below a folder that is named like a video, sorted by id.
+    """Everything below a folder that is named like a video, sorted by id."""
+    found = [video_source(p, p.relative_to(folder).as_posix()) for p in walk_videos(folder)]
+    if not found:
+        raise UsageError(
+            f"folder {str(folder)!r} holds no video, expected files that end in .mp4, .mkv, .webm, "
+            ".mov, .avi or the like"
+        )
+    return sorted(found, key=lambda video: video.id)
+
+
+def walk_videos(folder: Path) -> Iterator[Path]:
+    """Paths below a folder that are named like a video, in no particular order.
 
     A folder named like a video (`clip.mp4/`) is listed too, as the video that somebody meant: it
-    becomes a recorded failure instead of vanishing. Hidden files and folders are left out.
+    becomes a recorded failure instead of vanishing. Links are followed, each folder is listed once;
+    hidden files and folders are left out. Raises UsageError for a folder that cannot be listed.
     """
-    found: list[VideoSource] = []
     visited: set[tuple[int, int]] = set()  # links between folders may form a ring
     for parent, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         status = Path(parent).stat()
@@ -128,17 +139,10 @@ def _in_folder(folder: Path) -> list[VideoSource]:
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
-        named = [name for name in (*folders, *files) if _is_video_name(name)]
+        for name in (*folders, *files):
+            if _is_video_name(name):
+                yield Path(parent, name)
         folders[:] = [f for f in folders if not f.startswith(".") and not _is_video_name(f)]
-        for name in named:
-            path = Path(parent, name)
-            found.append(video_source(path, path.relative_to(folder).as_posix()))
-    if not found:
-        raise UsageError(
-            f"folder {str(folder)!r} holds no video, expected files that end in .mp4, .mkv, .webm, "
-            ".mov, .avi or the like"
-        )
-    return sorted(found, key=lambda video: video.id)
 
 
 def video_source(path: Path, video_id: str) -> VideoSource:

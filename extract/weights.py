@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from ..store.errors import UsageError
 from .wording import describe_error
+
+WEIGHTS_HELP = "give a file with `--weights FILE`, or try the pipeline with `--weights random:0`"
 
 
 def random_seed(weights: str) -> int | None:
@@ -37,9 +40,29 @@ def hash_weights(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_weights_file(model: nn.Module, path: Path, name: str) -> None:
-    """Fill a model from a local file; UsageError names what does not fit."""
-    state = _checkpoint_of(model, _read_weights(path), path, name)
+def load_weights_file(
+    model: nn.Module, path: Path, name: str, *, classifier: tuple[str, ...] | None = None
+) -> None:
+    """Fill a model from a local file; UsageError names what does not fit.
+
+    classifier: modules of it that the model does without; None: as timm's own model says.
+    """
+    state = _in_timms_naming(model, _read_weights(path), path, name)
+    load_state(
+        model, state, name, str(path), _classifier(model) if classifier is None else classifier
+    )
+
+
+def load_state(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    name: str,
+    source: str,
+    classifier: tuple[str, ...],
+) -> None:
+    """Fill a model of that `name` from named tensors, those of its `classifier` left out where the
+    model has none. UsageError says what of `source` does not fit."""
+    state = _without(state, classifier, model)
     wanted = model.state_dict()
     missing = sorted(wanted.keys() - state.keys())
     unexpected = sorted(state.keys() - wanted.keys())
@@ -59,7 +82,7 @@ def load_weights_file(model: nn.Module, path: Path, name: str) -> None:
     ]
     if problems:
         raise UsageError(
-            f"{path} does not hold the weights of {name}: {'; '.join(problems)}; "
+            f"{source} does not hold the weights of {name}: {'; '.join(problems)}; "
             "give the file of this model, or the --backbone that the file belongs to"
         )
     model.load_state_dict(state)
@@ -96,10 +119,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     }
 
 
-def _checkpoint_of(
+def _in_timms_naming(
     model: nn.Module, state: dict[str, Tensor], path: Path, name: str
 ) -> dict[str, Tensor]:
-    """The state dict in timm's own naming and at this input size, without its classifier.
+    """The state dict in timm's own naming and at this input size.
 
     timm keeps beside each family of models the conversion from the layouts its weights are
     published in, which also resizes position embeddings.
@@ -113,11 +136,21 @@ def _checkpoint_of(
                 f"{path} does not hold the weights of {name} "
                 f"({describe_error(error)}); give the file of this model"
             ) from error
-    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    return state
+
+
+def _classifier(model: nn.Module) -> tuple[str, ...]:
+    named = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+def _without(
+    state: Mapping[str, Tensor], classifier: tuple[str, ...], model: nn.Module
+) -> dict[str, Tensor]:
+    """The state dict without the tensors of a classifier that the model does not have."""
     known = model.state_dict()
     return {
         key: value
         for key, value in state.items()
-        if key in known or not key.startswith(tuple(f"{head}." for head in heads))
+        if key in known or not key.startswith(tuple(f"{head}." for head in classifier))
     }

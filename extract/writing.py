@@ -16,15 +16,12 @@ import numpy as np
 from ..store.cache import Cache
 from ..store.errors import Vis4merError
 from ..store.failures import FailureRecord
+from ..store.quantise import FIRST_FRAMES_INT8
 from ..store.writer import EntryWriter
 from .buffers import OrderedBuffer
 from .items import Dropped, End, Failed, Finished, TokenPart, VideoJob
 from .progress import Tally
 from .wording import first_line
-
-FIRST_FRAMES_INT8 = 16
-"""int8 fixes an entry's channel scale by the first frames appended: always this many (or all), so
-that the values do not depend on how frames happened to be batched."""
 
 
 @dataclass

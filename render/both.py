@@ -20,6 +20,7 @@ from ..console import (
 
 if TYPE_CHECKING:
     from ..demo import DemoResult
+    from ..demo_long_range import LongRangeResult, LongRangeSetting
     from ..doctor import Check
     from ..predict import StreamedFrame, StreamedVideo, VideoPredictions
 
@@ -40,6 +41,35 @@ def print_demo(result: DemoResult, *, as_json: bool) -> None:
     print_line(f"run:    {result.s4.run}   training curve: {result.s4.curve}")
     print_line(f"predict: vis4mer predict {result.prediction.video} --run {result.s4.run}")
     print_line(f"all in {human_seconds(sum(result.seconds.values()))}")
+
+
+def print_long_range(result: LongRangeResult, *, as_json: bool) -> None:
+    """`demo --dataset`: every decoder beside what guessing gives."""
+    if as_json:
+        print_json(result.to_json())
+        return
+    rows = [
+        (
+            result.question,
+            setting.first.tokens,
+            setting.first.contender,
+            _accuracy(setting),
+            f"{setting.chance:.1%}",
+            human_seconds(setting.seconds),
+        )
+        for setting in result.settings
+    ]
+    print_line()
+    print_table(("dataset", "tokens", "decoder", "test accuracy", "chance", "a run"), rows)
+    print_line()
+    for cache in result.caches:
+        print_line(f"cache:  {cache}   (vis4mer cache info {cache})")
+
+
+def _accuracy(setting: LongRangeSetting) -> str:
+    """Such as `93.2% ± 1.4%`, a standard deviation over seeds, where there are several."""
+    found = setting.accuracy
+    return f"{found.mean:.1%}" + ("" if found.std is None else f" ± {found.std:.1%}")
 
 
 def prediction_lines(output: Sequence[float], classes: Sequence[str], *, top: int) -> list[str]:

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 from ..console import (
     counted,
     human_bytes,
+    human_seconds,
     print_json,
     print_line,
     print_table,
 )
 
 if TYPE_CHECKING:
+    from ..store.convert.exporting import ExportSummary
+    from ..store.convert.import_run import ImportSummary
     from ..store.failures import FailureRecord
     from ..store.gc import GarbageReport
+    from ..store.pooling import PoolSummary
     from ..store.records import EntryRecord
     from ..store.summary import CacheSummary
     from ..store.verify import VerifyReport
@@ -35,13 +39,23 @@ def print_entries(entries: Sequence[EntryRecord], *, as_json: bool) -> None:
     """`cache ls`."""
     columns = ("id", "num_frames", "duration_seconds", "damaged_frames", "num_bytes")
     if as_json:
-        print_json({"entries": [{c: getattr(e, c) for c in columns} for e in entries]})
+        listed = [
+            {**{c: getattr(e, c) for c in columns}, "arrays": list(e.token_arrays)} for e in entries
+        ]
+        print_json({"entries": listed})
         return
     rows = [
-        (e.id, e.num_frames, e.duration_seconds, e.damaged_frames, human_bytes(e.num_bytes))
+        (
+            e.id,
+            e.num_frames,
+            e.duration_seconds,
+            e.damaged_frames,
+            human_bytes(e.num_bytes),
+            ", ".join(e.token_arrays),
+        )
         for e in entries
     ]
-    print_table(("video", "frames", "seconds", "damaged", "size"), rows)
+    print_table(("video", "frames", "seconds", "damaged", "size", "arrays"), rows)
 
 
 def print_failures(failures: Sequence[FailureRecord], *, as_json: bool) -> None:
@@ -71,6 +85,74 @@ def print_verification(report: VerifyReport, *, as_json: bool) -> None:
             "to mend it: `vis4mer cache rm CACHE ID…` for the videos named above, then the same "
             "`vis4mer extract` again"
         )
+
+
+def print_import(summary: ImportSummary, *, as_json: bool) -> None:
+    """`cache import`."""
+    if as_json:
+        print_json(summary.to_json())
+        return
+    for failure in summary.failures:
+        print_line(f"failed: {failure.id}: {failure.reason}")
+    if summary.changed:
+        shown = ", ".join(summary.changed[:5])
+        print_line(f"{len(summary.changed)} files changed and were left (--overwrite): {shown}")
+    print_line(
+        f"{counted(len(summary.imported), 'video')} imported, {summary.already_there} were there "
+        f"already, {len(summary.failures)} failed"
+        + (f", {summary.left} left to do" if summary.left else "")
+    )
+    print_line(
+        f"{counted(summary.frames, 'frame')} of {summary.layout}, stored as "
+        f"{summary.stored_dtype}, in {human_seconds(summary.seconds)}; frame k is taken to be at "
+        f"k / {summary.fps:g} s, and how the tokens were made is recorded as unknown"
+    )
+    if summary.interrupted:
+        print_line("stopped early; the same command goes on")
+
+
+def print_export(summary: ExportSummary, *, as_json: bool) -> None:
+    """`cache export`."""
+    if as_json:
+        print_json(summary.to_json())
+        return
+    for failure in summary.failures:
+        print_line(f"failed: {failure.id}: {failure.reason}")
+    if summary.missing:
+        shown = ", ".join(summary.missing[:5])
+        print_line(f"{len(summary.missing)} that the task names are not in the cache: {shown}")
+    print_line(
+        f"{counted(len(summary.exported), 'video')} exported to {summary.folder}, "
+        f"{human_bytes(summary.num_bytes)} in {human_seconds(summary.seconds)}; "
+        f"{summary.already_there} were there already, {len(summary.failures)} failed"
+        + (f", {summary.left} left to do" if summary.left else "")
+    )
+    converted = f" (the cache holds {summary.stored_dtype})"
+    print_line(
+        f"values are {summary.dtype}{converted if summary.dtype != summary.stored_dtype else ''}; "
+        "index.csv says which file is which video"
+    )
+    if summary.interrupted:
+        print_line("stopped early; the same command goes on")
+
+
+def print_pooling(summary: PoolSummary, *, as_json: bool) -> None:
+    """`cache pool`."""
+    if as_json:
+        print_json(summary.to_json())
+        return
+    for failure in summary.failures:
+        print_line(f"failed: {failure.id}: {failure.reason}")
+    print_line(
+        f"{', '.join(summary.arrays)} {'dropped from' if summary.dropped else 'added to'} "
+        f"{counted(len(summary.changed), 'video')}, {human_bytes(summary.num_bytes)} in "
+        f"{human_seconds(summary.seconds)}; {summary.unchanged} were so already, "
+        f"{len(summary.failures)} failed" + (f", {summary.left} left to do" if summary.left else "")
+    )
+    if summary.dropped and summary.changed:
+        print_line("`vis4mer cache gc` frees their space")
+    if summary.interrupted:
+        print_line("stopped early; the same command goes on")
 
 
 def print_garbage(report: GarbageReport, *, dry_run: bool, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..console import (
@@ -10,6 +11,7 @@ from ..console import (
     counted,
     human_bytes,
     human_seconds,
+    print_error,
     print_json,
     print_line,
     print_note,
@@ -19,35 +21,79 @@ from ..console import (
 
 if TYPE_CHECKING:
     from ..decode.decoders.about import DecoderAbout
+    from ..decode.import_weights import ImportSummary
+    from ..decode.many import OverSeeds
     from ..decode.metrics import EvaluationResult
-    from ..decode.runs import TrainResult
-    from ..decode.train import TrainProgress
+    from ..decode.progress import TrainProgress
+    from ..decode.results import TrainResult
+    from ..decode.runlog import EpochMetrics
+    from ..decode.side_by_side import Outcome
 
 
-def show_training(show: Progress, progress: TrainProgress) -> None:
-    """A moving line within an epoch, and a line that stays for every epoch done."""
-    if progress.note is not None:
-        print_note(f"note: {progress.note}")
-    where = f"epoch {progress.epoch}/{progress.epochs}"
-    if (epoch := progress.finished) is not None:
-        validation = "" if epoch.val_score is None else f"  val score {epoch.val_score:.4f}"
-        print_note(
-            f"{where}  loss {epoch.train_loss:.4f}{validation}  lr {epoch.lr:.2e}  "
-            f"{human_seconds(epoch.seconds)}"
-        )
-    elif progress.total:
-        words = {"train": "training", "validate": "validating", "evaluate": "judging"}
-        show(f"{where} {words[progress.phase]} {share(progress.done, progress.total)}")
+class TrainingDisplay:
+    """A moving line within an epoch, and a line that stays for every epoch done.
+
+    Of a pass of several runs an epoch's line speaks for all of them (each has its own
+    `metrics.jsonl`), and what holds for every seed of a task is noted once.
+    """
+
+    def __init__(self, show: Progress) -> None:
+        self._show = show
+        self._noted: set[tuple[str, str]] = set()
+        self._finished: list[EpochMetrics] = []  # of a pass, this epoch's so far
+
+    def __call__(self, progress: TrainProgress) -> None:
+        where = f"epoch {progress.epoch}/{progress.epochs}"
+        if progress.finished is not None and progress.runs > 1:
+            self._finished.append(progress.finished)
+            return
+        self._end_epoch(progress)
+        if progress.note is not None:
+            self._note(progress, progress.note)
+        if progress.finished is not None:
+            print_note(f"{where}  {_measured(progress.finished)}")
+        elif progress.total:
+            words = {"train": "training", "validate": "validating", "evaluate": "judging"}
+            runs = f" {progress.runs} runs" if progress.runs > 1 else ""
+            done = share(progress.done, progress.total)
+            self._show(f"{where} {words[progress.phase]}{runs} {done}")
+
+    def _end_epoch(self, progress: TrainProgress) -> None:
+        if self._finished:
+            where = f"epoch {self._finished[0].epoch}/{progress.epochs}"
+            losses = [epoch.train_loss for epoch in self._finished]
+            mean = sum(losses) / len(losses)
+            took = human_seconds(sum(epoch.seconds for epoch in self._finished))
+            print_note(f"{where}  {counted(len(losses), 'run')}, mean loss {mean:.4f}  {took}")
+            self._finished = []
+
+    def _note(self, progress: TrainProgress, note: str) -> None:
+        task = ""
+        if progress.runs > 1 and progress.run is not None:
+            task = progress.run.parent.name
+        if (task, note) not in self._noted:
+            self._noted.add((task, note))
+            print_note(f"note: {task}{': ' * bool(task)}{note}")
+
+
+def _measured(epoch: EpochMetrics) -> str:
+    validation = "" if epoch.val_score is None else f"  val score {epoch.val_score:.4f}"
+    test = "" if epoch.test_score is None else f"  test score {epoch.test_score:.4f}"
+    took = human_seconds(epoch.seconds)
+    return f"loss {epoch.train_loss:.4f}{validation}{test}  lr {epoch.lr:.2e}  {took}"
 
 
 def print_training(result: TrainResult, *, as_json: bool) -> None:
-    """`train-decoder`, once it is finished."""
+    """`train-decoder` of one run, once it is finished."""
     if as_json:
         print_json(result.to_json())
         return
     for judged in (result.val, result.test):
         if judged is not None:
             print_line(judged.describe())
+            if (unseen := judged.describe_unseen()) is not None:
+                print_line(f"  {unseen}")
+    _print_other_weights(result)
     if result.horizon_seconds:
         horizons = ", ".join(f"{seconds:.3g}" for seconds in result.horizon_seconds)
         print_line(f"the kernels reach back (99 % of the energy, median, by layer): {horizons} s")
@@ -58,12 +104,94 @@ def print_training(result: TrainResult, *, as_json: bool) -> None:
     )
 
 
+def _print_other_weights(result: TrainResult) -> None:
+    """What was judged beside the selected weights, each under its own name."""
+    for name, judged in result.by_weights.items():
+        figures = judged.test or judged.val
+        if judged.epoch != result.epoch and figures is not None:
+            print_line(f"{name} weights (epoch {judged.epoch}): {figures.describe()}")
+    if result.best_test_epoch is not None and result.test is not None:
+        regression = result.test.kind == "regression"
+        print_line(result.best_test_epoch.describe(regression=regression))
+
+
+def print_pass(
+    outcomes: Sequence[Outcome], rows: Sequence[OverSeeds], *, folder: Path, as_json: bool
+) -> None:
+    """`train-decoder` of several runs: mean and spread over seeds, and what failed."""
+    if as_json:
+        print_json(
+            {
+                "runs": [outcome.to_json() for outcome in outcomes],
+                "tasks": [row.to_json() for row in rows],
+            }
+        )
+    elif rows:
+        columns = ("task", "split", "weights", "score", "floor", "seeds", "each")
+        print_table(columns, [_over_seeds_cells(row) for row in rows])
+        _print_best_test_epochs(outcomes)
+        results = [outcome.result for outcome in outcomes if outcome.result is not None]
+        print_line(
+            f"{counted(len(results), 'run')}, {human_seconds(sum(r.seconds for r in results))}, "
+            f"{human_bytes(sum(r.bytes_read for r in results))} read; everything is in {folder}"
+        )
+    for outcome in outcomes:
+        if outcome.error is not None:
+            print_error(f"{outcome.task}, seed {outcome.seed}: {outcome.error}")
+
+
+def _over_seeds_cells(row: OverSeeds) -> tuple[str, ...]:
+    factor, unit = (1.0, "") if row.kind == "regression" else (100.0, " %")
+    digits = 3 if row.kind == "regression" else 1
+    spread = "" if row.std is None else f" ± {factor * row.std:.{digits}f}"
+    if row.correct is None:
+        each = [f"{score:.{digits}f}" for score in row.scores]
+    else:
+        each = [f"{k}/{n}" for k, n in zip(row.correct, row.totals, strict=True)]
+    return (
+        row.task,
+        row.split,
+        "best-val" if row.weights == "best" else "last",
+        ("MSE " if row.kind == "regression" else "")
+        + f"{factor * row.mean:.{digits}f}{spread}{unit}",
+        f"{factor * row.floor:.{digits}f}{unit}",
+        str(len(row.seeds)),
+        ", ".join(each),
+    )
+
+
+def _print_best_test_epochs(outcomes: Sequence[Outcome]) -> None:
+    for outcome in outcomes:
+        result = outcome.result
+        if result is None or result.best_test_epoch is None or result.test is None:
+            continue
+        said = result.best_test_epoch.describe(regression=result.test.kind == "regression")
+        print_line(f"{outcome.task}, seed {outcome.seed}: {said}")
+
+
+def print_import(summary: ImportSummary, *, as_json: bool) -> None:
+    """`import-weights`."""
+    if as_json:
+        print_json(summary.to_json())
+        return
+    for note in summary.notes:
+        print_note(f"note: {note}")
+    print_line(
+        f"{summary.file} (sha256 {summary.sha256[:12]}…): {summary.depth} layers, "
+        f"{summary.num_parameters:,} parameters, {summary.num_tokens} tokens a window "
+        f"({summary.tokens}) of width {summary.width}, {counted(summary.num_outputs, 'output')} "
+        f"for {summary.task}; the run is {summary.run}"
+    )
+
+
 def print_evaluation(result: EvaluationResult, *, as_json: bool) -> None:
     """`evaluate`."""
     if as_json:
         print_json(result.to_json())
         return
     print_line(result.describe())
+    if (unseen := result.describe_unseen()) is not None:
+        print_line(unseen)
     if result.classes:
         rows = [
             (name, f"{int(row[i])}/{int(row.sum())}", *map(int, row))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..console import (
     Progress,
     counted,
-    human_bytes,
     human_seconds,
     print_json,
     print_line,
@@ -19,9 +17,8 @@ from ..console import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..extract.plan import ExtractPlan
+    from ..extract.labelling import LabelResult, TableChange
     from ..extract.progress import ExtractProgress, ExtractSummary
-    from ..store.tasks import TaskTable
 
 
 def show_extraction(show: Progress, progress: ExtractProgress) -> None:
@@ -55,7 +52,9 @@ def print_extraction(summary: ExtractSummary, *, as_json: bool) -> None:
         print_line(f"{len(summary.changed)} files changed and were left (--overwrite): {shown}")
     print_line(
         f"{summary.extracted} videos extracted, {summary.already_there} were there already, "
-        f"{len(summary.failures)} failed" + (f", {summary.left} left to do" if summary.left else "")
+        f"{len(summary.failures)} failed"
+        + (f", {summary.left} left to do" if summary.left else "")
+        + (f", {len(summary.missing):,} of the dataset have no file" if summary.missing else "")
     )
     if summary.bottleneck is not None:
         busy = ", ".join(f"{stage} {part:.0%}" for stage, part in summary.busy_share.items())
@@ -68,34 +67,36 @@ def print_extraction(summary: ExtractSummary, *, as_json: bool) -> None:
         print_line("stopped early; the same command goes on")
 
 
-def print_plan(plan: ExtractPlan, *, as_json: bool) -> None:
-    """What `extract --dry-run` found."""
+def print_labels(cache: Path, result: LabelResult, *, as_json: bool) -> None:
+    """`label`: the tasks, what a refresh changed, and the videos that the cache does not hold."""
     if as_json:
-        print_json(asdict(plan))
+        tables = [_label_json(change) for change in result.tables]
+        print_json({"tables": tables, "notes": list(result.notes)})
         return
-    for entry_id, reason in plan.unreadable.items():
-        print_line(f"cannot be read: {entry_id}: {reason}")
-    print_line(
-        f"{counted(len(plan.to_extract), 'video')} to extract: {plan.frames} frames, "
-        f"{human_bytes(plan.num_bytes)} of {human_bytes(plan.free_bytes)} free"
-    )
-    print_line(
-        f"{plan.already_there} are there already, {len(plan.changed)} changed, "
-        f"{len(plan.unreadable)} cannot be read, {len(plan.known_failures)} failed before, "
-        f"{plan.left} beyond --limit"
-    )
-    if plan.num_bytes > plan.free_bytes:
-        print_line("this does not fit on the disk: choose another --cache, or --dtype int8")
+    for note in result.notes:
+        print_line(f"note: {note}")
+    for change in result.tables:
+        table = change.table
+        outputs = f"{len(table.classes)} classes" if table.classes else "regression"
+        has = "now has" if change.is_new else "has"
+        print_line(f"{cache} {has} task {table.reference}: {len(table.rows)} rows, {outputs}")
+        if not change.is_new:
+            print_line(change.describe() or f"labels of {table.reference} did not change")
+        if change.missing:
+            some = ", ".join(change.missing[:5]) + (", …" if len(change.missing) > 5 else "")
+            print_line(f"not in the cache: {counted(len(change.missing), 'video')}: {some}")
 
 
-def print_labels(cache: Path, table: TaskTable, missing: Sequence[str], *, as_json: bool) -> None:
-    """`label`: the task, and the videos it names that the cache does not hold."""
-    if as_json:
-        about = {"task": table.reference, "kind": table.kind, "classes": list(table.classes)}
-        print_json({**about, "rows": len(table.rows), "missing": list(missing)})
-        return
-    outputs = f"{len(table.classes)} classes" if table.classes else "regression"
-    print_line(f"{cache} now has task {table.reference}: {len(table.rows)} rows, {outputs}")
-    if missing:
-        some = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        print_line(f"not in the cache: {counted(len(missing), 'video')}: {some}")
+def _label_json(change: TableChange) -> dict[str, object]:
+    table = change.table
+    return {
+        "task": table.reference,
+        "kind": table.kind,
+        "classes": list(table.classes),
+        "rows": len(table.rows),
+        "is_new": change.is_new,
+        "added": list(change.added),
+        "removed": list(change.removed),
+        "changed": list(change.changed),
+        "missing": list(change.missing),
+    }

@@ -41,7 +41,7 @@ from .files import (
 from .keys import entry_key, fan, task_path
 from .layout import group_metadata
 from .reader import read_frames
-from .records import EntryRecord, SourceRecord, frame_cost, record_path
+from .records import EntryRecord, SourceRecord, frame_cost, record_name, record_path
 from .spec import CacheSpec, require_writable
 from .tasks import Split, TaskTable
 from .views import TokenView, pool_grid
@@ -56,7 +56,8 @@ Tokens = NDArray[np.float16] | NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class ViewTokens:
-    """What a view of t frames reads: patch (t, h, w, D), prefix (t, 1, D), either may be None.
+    """What a view of t frames reads: patch (t, h, w, D), or (t, k, 1, D) of a view that selects k
+    patches of a frame, prefix (t, 1, D); either may be None.
 
     num_bytes: token bytes read from the store.
     """
@@ -147,17 +148,17 @@ class Cache:
         if (known := self._records.get(entry_id)) is not None:
             return known
         key = entry_key(entry_id)
-        path = record_path(self.path, key)
+        name = record_name(self.path, key)
         row = self._snapshot().rows.get(key)
         try:
-            content = unseal(row.text, name=str(path)) if row else read_sealed(path)
+            content = unseal(row.text, name=name) if row else read_sealed(Path(name))
         except FileNotFoundError as error:
             raise EntryNotFoundError(
                 f"{self.path} has no entry for video {entry_id!r}; `vis4mer cache ls` lists them"
             ) from error
-        record = EntryRecord.from_json(content, spec=self.spec, name=str(path))
+        record = EntryRecord.from_json(content, spec=self.spec, name=name)
         if record.id != entry_id:
-            raise CacheFormatError(f"{path}: says video {record.id!r}, expected {entry_id!r}")
+            raise CacheFormatError(f"{name}: says video {record.id!r}, expected {entry_id!r}")
         self._records[entry_id] = record
         return record
 
@@ -180,7 +181,7 @@ class Cache:
         """
         record = self.record(entry_id)
         chosen = _frame_indices(frames, record, self.path)
-        present = _token_arrays(self.spec, record)
+        present = record.token_arrays
         if array not in present:
             raise UsageError(
                 f"video {entry_id!r} in {self.path} has no array {array!r}, only "
@@ -210,8 +211,8 @@ class Cache:
     ) -> ViewTokens:
         """The parts of some frames that a view needs, from the cheapest array that gives them.
 
-        pool: average down to the view's grid here; otherwise the patch tokens keep the stored
-        grid, for a caller that pools on its device.
+        pool: average down to the view's grid and select from it here, at random by the video's id;
+        otherwise the patch tokens keep the stored grid, for a caller that does so on its device.
         """
         record = self.record(entry_id)
         view.require(self.spec)
@@ -221,13 +222,16 @@ class Cache:
             prefix = self.read(entry_id, "prefix", frames, verify=verify)[:, :1]  # t 1 D
             num_bytes += prefix.shape[0] * frame_cost(self.spec, "prefix")
         if view.grid is not None:
-            array = view.stored_array(self.spec, _token_arrays(self.spec, record))
+            array = view.stored_array(self.spec, record.token_arrays)
             tokens = self.read(entry_id, array, frames, verify=verify)  # t h·w D
             num_bytes += tokens.shape[0] * frame_cost(self.spec, array)
             grid = self.spec.array_grid(array) or view.grid
             if pool and grid != view.grid:
                 tokens = _pooled(tokens, grid, view.grid)
                 grid = view.grid
+            if pool and view.selection is not None:
+                tokens = _selected(tokens, view, record, _frame_indices(frames, record, self.path))
+                grid = view.given_grid or grid
             patch = tokens.reshape(tokens.shape[0], *grid, tokens.shape[-1])  # t h w D
         return ViewTokens(patch=patch, prefix=prefix, num_bytes=num_bytes)
 
@@ -391,14 +395,17 @@ def _frame_indices(frames: Frames, record: EntryRecord, path: Path) -> NDArray[n
     return chosen
 
 
-def _token_arrays(spec: CacheSpec, record: EntryRecord) -> tuple[str, ...]:
-    """The arrays of an entry that hold tokens, not the scales beside them."""
-    return tuple(array for array in spec.arrays if array in record.arrays)
-
-
 def _pooled(tokens: Tokens, grid: tuple[int, int], pooled: tuple[int, int]) -> Tokens:
     averages = pool_grid(tokens, grid, pooled)
     return averages.astype(np.float16) if tokens.dtype == np.float16 else averages
+
+
+def _selected(
+    tokens: Tokens, view: TokenView, record: EntryRecord, frames: NDArray[np.int64]
+) -> Tokens:
+    """The patches that a view with a selection keeps: (t, h·w, D) to (t, k, D)."""
+    places = view.places(record.id, frames.tolist())
+    return tokens if places is None else tokens[np.arange(len(frames))[:, None], places]
 
 
 def _make(root: Path, spec: CacheSpec) -> None:

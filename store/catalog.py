@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from .keys import KEY_PATTERN, entry_key, fan
 from .records import RECORDS
 
 CATALOG = "catalog.json"
+READERS = 8  # threads that read record files
+_PORTION = 64  # files that a thread takes at a time
 MAX_CATALOG_BYTES = 1 << 30  # 10,000 videos of an hour at 1 fps are 0.4 GB
 
 
@@ -45,19 +48,21 @@ class Snapshot:
 def load_snapshot(root: Path) -> Snapshot:
     """A row for every record under `root`; reads the files that the catalog lacks."""
     known = _read_catalog(root)
+    found = list(_scan(root))
+    lacking = [each for each in found if not _is_current(known.get(each.key), each.stat)]
+    read = _read_rows(lacking)
     snapshot = Snapshot()
-    for key, path, stat in _scan(root):
-        row = known.get(key)
-        try:
-            if row is None or (row.size, row.mtime_ns) != (stat.st_size, stat.st_mtime_ns):
-                row = _read_row(key, path, stat)
-        except FileNotFoundError:  # removed a moment ago
-            continue
-        except CacheFormatError as error:
-            snapshot.damaged.append(str(error))
-            continue
-        snapshot.rows[key] = row
+    for each in found:
+        row = read[each.key] if each.key in read else known[each.key]
+        if isinstance(row, CatalogRow):
+            snapshot.rows[each.key] = row
+        elif isinstance(row, CacheFormatError):
+            snapshot.damaged.append(str(row))
     return snapshot
+
+
+def _is_current(row: CatalogRow | None, stat: os.stat_result) -> bool:
+    return row is not None and (row.size, row.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
 def save_catalog(root: Path, rows: dict[str, CatalogRow]) -> None:
@@ -65,8 +70,15 @@ def save_catalog(root: Path, rows: dict[str, CatalogRow]) -> None:
     write_atomic(root / CATALOG, seal({"entries": entries}))
 
 
-def _scan(root: Path) -> Iterator[tuple[str, Path, os.stat_result]]:
-    """Every record file: key, path and stat. Foreign names and temporary files are passed by."""
+@dataclass(frozen=True)
+class _RecordFile:
+    key: str
+    path: Path
+    stat: os.stat_result
+
+
+def _scan(root: Path) -> Iterator[_RecordFile]:
+    """Every record file. Foreign names and temporary files are passed by."""
     try:
         folders = sorted(os.scandir(root / RECORDS), key=lambda entry: entry.name)
     except FileNotFoundError:
@@ -80,13 +92,31 @@ def _scan(root: Path) -> Iterator[tuple[str, Path, os.stat_result]]:
                 continue
             with contextlib.suppress(FileNotFoundError):  # removed a moment ago
                 if entry.is_file(follow_symlinks=False):
-                    yield key, Path(entry.path), entry.stat(follow_symlinks=False)
+                    stat = entry.stat(follow_symlinks=False)
+                    yield _RecordFile(key, Path(entry.path), stat)
 
 
-def _read_row(key: str, path: Path, stat: os.stat_result) -> CatalogRow:
-    data = read_json_bytes(path)
-    entry_id = f.text(parse_json(data, name=str(path)), "id", name=str(path))
-    return _checked(key, entry_id, len(data), stat.st_mtime_ns, data.decode(), name=str(path))
+def _read_rows(files: list[_RecordFile]) -> dict[str, CatalogRow | CacheFormatError | None]:
+    """`_read_row` of each, by key. Many files at once: a network's delays are waited for once."""
+    portions = [files[i : i + _PORTION] for i in range(0, len(files), _PORTION)]
+    with ThreadPoolExecutor(READERS) as readers:
+        read = readers.map(lambda portion: [_read_row(file) for file in portion], portions)
+        rows = [row for portion in read for row in portion]
+    return {file.key: row for file, row in zip(files, rows, strict=True)}
+
+
+def _read_row(file: _RecordFile) -> CatalogRow | CacheFormatError | None:
+    """A record's row; what is wrong with it; or None when it was removed a moment ago."""
+    name = str(file.path)
+    try:
+        data = read_json_bytes(file.path)
+        entry_id = f.text(parse_json(data, name=name), "id", name=name)
+        time_ns = file.stat.st_mtime_ns
+        return _checked(file.key, entry_id, len(data), time_ns, data.decode(), name=name)
+    except FileNotFoundError:
+        return None
+    except CacheFormatError as error:
+        return error
 
 
 def _read_catalog(root: Path) -> dict[str, CatalogRow]:

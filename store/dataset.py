@@ -60,15 +60,17 @@ class WindowDataset:
         self.view = TokenView.parse(tokens)
         self.view.require(cache.spec)
         fps = cache.spec.sampling.fps
-        self.window_frames = _frames("window_seconds", window_seconds, fps=fps)
+        segments = cache.spec.sampling.segments  # an entry of segments is one window
+        self.window_frames = segments or _frames("window_seconds", window_seconds, fps=fps)
         self.stride_frames = _frames(
             "stride_seconds", window_seconds if stride_seconds is None else stride_seconds, fps=fps
         )
         self.num_frames = self.view.frames or self.window_frames
         if self.num_frames > self.window_frames:
+            window = f"a window of {window_seconds:g} s at {fps:g} frames a second"
             raise UsageError(
-                f"token view {self.view} asks for {self.num_frames} frames, but a window of "
-                f"{window_seconds:g} s at {fps:g} frames a second has {self.window_frames}"
+                f"token view {self.view} asks for {self.num_frames} frames, but "
+                f"{'an entry of segments' if segments else window} has {self.window_frames}"
             )
         rows = self.table.split(split)
         self.missing = tuple(row.id for row in rows if row.id not in cache)
@@ -90,10 +92,11 @@ class WindowDataset:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One window, padded with zeros after its last frame:
 
-        patch (T, h, w, D), unless the view is of CLS alone; prefix (T, 1, D), where the view has
-        the CLS token; both float16, or float32 from bfloat16 and int8 caches. mask (T,) bool, True
-        for frames. label: int64 class index, or float32 value. id: str. start_seconds: float, of
-        the window, from the first frame. DamagedEntryError, never zeros for what cannot be read.
+        patch (T, h, w, D), or (T, k, 1, D) of a view that selects patches, the same ones each time,
+        unless the view is of CLS alone; prefix (T, 1, D), where the view has the CLS token; both
+        float16, or float32 from bfloat16 and int8 caches. mask (T,) bool, True for frames. label:
+        int64 class index, or float32 value. id: str. start_seconds: float, of the window, from the
+        first frame. DamagedEntryError, never zeros for what cannot be read.
         """
         item = self.items[index]
         frames = spread_frames(item.window, length=self.window_frames, frames=self.num_frames)
@@ -112,6 +115,8 @@ class WindowDataset:
 
     def _extent(self, row: TaskRow) -> Window | None:
         num_frames = self.cache.record(row.id).num_frames
+        if self.cache.spec.sampling.kind == "segments":  # which are cut from the extent already
+            return Window(start=0, stop=num_frames)
         return frames_of_extent(row, num_frames=num_frames, fps=self.cache.spec.sampling.fps)
 
     def _padded(self, values: NDArray[Any]) -> NDArray[Any]:

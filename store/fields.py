@@ -69,7 +69,22 @@ def optional_number(data: Mapping[str, Any], field: str, *, name: str) -> float 
 
 def numbers(data: Mapping[str, Any], field: str, *, name: str) -> tuple[float, ...]:
     values = sequence(data, field, name=name)
-    return tuple(as_number(value, field, name=name) for value in values)
+    quick = _plain_numbers(values)
+    return tuple(as_number(v, field, name=name) for v in values) if quick is None else quick
+
+
+def _plain_numbers(values: list[Any]) -> tuple[float, ...] | None:
+    """What `as_number` makes of each value, in a tenth of the time; None when it refuses one.
+
+    Ten thousand records hold a million timestamps, and are all read before a cache is summed up.
+    """
+    if not {int, float}.issuperset(map(type, values)):
+        return None
+    try:
+        found = tuple(map(float, values))
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return found if all(map(math.isfinite, found)) else None
 
 
 def integers(data: Mapping[str, Any], field: str, *, name: str) -> tuple[int, ...]:

@@ -136,8 +136,28 @@ def _checksum(content: Mapping[str, Any]) -> str:
 def unseal(data: bytes | str, *, name: str) -> JSON:
     """The content of sealed JSON; CacheFormatError when it is torn, altered or no object."""
     content = parse_json(data, name=name)
-    require_checksum(content, name=name)
+    if not _is_as_sealed(data, content):
+        require_checksum(content, name=name)
     return content
+
+
+def _is_as_sealed(data: bytes | str, content: JSON) -> bool:
+    """Is this, byte for byte, what `seal` wrote? Tells without writing the content anew."""
+    text = data if isinstance(data, str) else data.decode()
+    checksum = content.get("checksum")
+    # Half a character, escaped or not, is nothing that `seal` writes.
+    whole = "\\u" not in text and (text.isascii() or text.isprintable())
+    if not whole or not isinstance(checksum, str):
+        return False
+    before, found, after = text.partition(f'"checksum":"{checksum}",')
+    return bool(found) and checksum == f"sha256:{_sha256(before.encode(), after.encode())}"
+
+
+def _sha256(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def require_checksum(content: JSON, *, name: str) -> None:

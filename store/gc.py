@@ -11,7 +11,8 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
@@ -28,7 +29,8 @@ DEFAULT_GRACE_SECONDS = 24 * 3600.0
 @dataclass(frozen=True, kw_only=True)
 class GarbageReport:
     """What was removed, or would be. `paths` are relative to the cache; an attempt is one path and
-    as many files as it holds."""
+    as many files as it holds. num_bytes: that become free; a file that has another name outside the
+    garbage, as in attempts that `pooling` made, stays on the disk."""
 
     num_files: int
     num_bytes: int
@@ -37,11 +39,10 @@ class GarbageReport:
 
 @dataclass(frozen=True, kw_only=True)
 class _Garbage:
-    """An attempt's directory, or one temporary file."""
+    """An attempt's directory, or one temporary file. files: the status of each file."""
 
     path: Path
-    num_files: int
-    num_bytes: int
+    files: tuple[os.stat_result, ...]
     changed_seconds: float
 
 
@@ -63,8 +64,8 @@ def collect_garbage(
             _remove(garbage.path)
         removed.append(garbage)
     return GarbageReport(
-        num_files=sum(garbage.num_files for garbage in removed),
-        num_bytes=sum(garbage.num_bytes for garbage in removed),
+        num_files=sum(len(garbage.files) for garbage in removed),
+        num_bytes=_freed(file for garbage in removed for file in garbage.files),
         paths=tuple(garbage.path.relative_to(cache.path).as_posix() for garbage in removed),
     )
 
@@ -87,12 +88,7 @@ def _temporary_files(root: Path) -> Iterator[_Garbage]:
         for path in sorted(folder.iterdir()):
             with contextlib.suppress(FileNotFoundError):  # renamed to its final name just now
                 if is_temporary(path.name) and S_ISREG((stat := path.lstat()).st_mode):
-                    yield _Garbage(
-                        path=path,
-                        num_files=1,
-                        num_bytes=stat.st_size,
-                        changed_seconds=stat.st_mtime,
-                    )
+                    yield _Garbage(path=path, files=(stat,), changed_seconds=stat.st_mtime)
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -103,16 +99,21 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _measured(attempt: Path) -> _Garbage:
-    num_files = num_bytes = 0
+    found: list[os.stat_result] = []
     changed = attempt.stat().st_mtime
     for folder, names, files in os.walk(attempt):
         for name in (*names, *files):
             stat = (Path(folder) / name).lstat()
             changed = max(changed, stat.st_mtime)
             if name in files:
-                num_files += 1
-                num_bytes += stat.st_size
-    return _Garbage(path=attempt, num_files=num_files, num_bytes=num_bytes, changed_seconds=changed)
+                found.append(stat)
+    return _Garbage(path=attempt, files=tuple(found), changed_seconds=changed)
+
+
+def _freed(files: Iterable[os.stat_result]) -> int:
+    """The bytes of files all of whose names are among these."""
+    names = Counter((file.st_dev, file.st_ino, file.st_nlink, file.st_size) for file in files)
+    return sum(size for (_, _, links, size), count in names.items() if count >= links)
 
 
 def _is_named(root: Path, path: Path, *, latest: float) -> bool:

@@ -17,6 +17,9 @@ from .spec import StoredDtype
 
 Floats = NDArray[np.float16] | NDArray[np.float32]
 FLOAT16_MAX = 65504.0
+FIRST_FRAMES_INT8 = 16
+"""int8 fixes an entry's channel scale by the first frames appended: always this many (or all), so
+that the values do not depend on how frames happened to be batched."""
 # A channel that is nearly silent in the first frames and speaks later would take all 127 steps of
 # every token; below this fraction of the loudest channel it shares that channel's floor.
 _QUIETEST = np.float32(1e-3)
@@ -31,7 +34,7 @@ def encode_float16(tokens: Floats) -> NDArray[np.float16]:
         largest = np.abs(tokens, dtype=np.float32).max()
         raise Vis4merError(
             f"a token has the value {largest:g}, which float16 cannot hold "
-            f"(at most {FLOAT16_MAX:g}); extract with --dtype bfloat16"
+            f"(at most {FLOAT16_MAX:g}); choose --dtype bfloat16"
         )
     return stored
 
@@ -72,8 +75,7 @@ def encode_int8(
     scale = np.abs(even).max(axis=-1) / 127  # T S
     if not np.isfinite(scale).all():
         raise Vis4merError(
-            "a token is too large beside the entry's first frames for int8; "
-            "extract with --dtype bfloat16"
+            "a token is too large beside the entry's first frames for int8; choose --dtype bfloat16"
         )
     scale = np.where(scale > 0, scale, np.float32(1)).astype("<f4")
     return np.rint(even / scale[..., None]).astype(np.int8), scale

@@ -112,15 +112,15 @@ class Sampling:
     def describe(self) -> str:
         """In words, such as `1 fps` or `64 segments of 32 frames`."""
         if self.kind == "segments":
-            return f"{self.segments} segments of {self.clip_frames} frames"
+            frames = "1 frame" if self.clip_frames == 1 else f"{self.clip_frames} frames"
+            return f"{self.segments} segments of {frames}"
         return f"{self.fps:g} fps" + (" spread over the file" if self.kind == "spread" else "")
 
     def to_json(self) -> dict[str, Any]:
         """The fields that this kind has."""
+        names: tuple[str, ...] = ("kind", "fps")
         if self.kind == "segments":
             names = ("kind", "segments", "clip_frames")
-        else:
-            names = ("kind", "fps")
         return {name: getattr(self, name) for name in names}
 
     @classmethod
@@ -146,7 +146,8 @@ class CacheSpec:
     weights_sha256: of the weights as loaded. layer: which layer the tokens come from.
     preprocess: None where it is not known how the tokens were made (an imported cache).
     grid: (h, w) of the patch tokens. num_prefix: CLS and register tokens a frame. dim: width D.
-    arrays: the arrays each entry holds, of `patch`, `prefix`, `gridN`.
+    arrays: the arrays each entry is written with, of `patch`, `prefix`, `gridN`; pooled copies that
+    were added later (`pooling`) stand in the records of their entries alone.
     """
 
     backbone: str
@@ -167,7 +168,8 @@ class CacheSpec:
     def __post_init__(self) -> None:
         if not _WEIGHTS_PATTERN.fullmatch(self.weights):
             raise ValueError(
-                f"weights {self.weights[:80]!r}: expected hub, file, unknown or random:SEED with digits"
+                f"weights {self.weights[:80]!r}: expected hub, file, unknown or random:SEED "
+                "with digits"
             )
         if min(self.grid) < 1 or self.dim < 1 or self.num_prefix < 0:
             raise ValueError(f"tokens need a grid and a width, got grid {self.grid} dim {self.dim}")
@@ -247,7 +249,7 @@ class CacheSpec:
             weights=f.text(data, "weights", name=name),
             weights_sha256=f.text(data, "weights_sha256", name=name),
             layer=f.text(data, "layer", name=name),
-            preprocess=preprocess and Preprocess.from_json(preprocess, name=name),
+            preprocess=None if preprocess is None else Preprocess.from_json(preprocess, name=name),
             sampling=Sampling.from_json(sampling, name=name),
             reader=f.text(data, "reader", name=name),
             compute_dtype=f.choice(data, "compute_dtype", get_args(ComputeDtype), name=name),
@@ -299,7 +301,8 @@ def require_writable(stored: CacheSpec, wanted: CacheSpec, *, name: str) -> None
     if stored.arrays != wanted.arrays:
         raise UsageError(
             f"{name} holds the arrays {', '.join(stored.arrays)}, asked for "
-            f"{', '.join(wanted.arrays)}; use the same --grids or choose another --cache"
+            f"{', '.join(wanted.arrays)}; use the same --grids, and --no-full-grid as then, or "
+            "choose another --cache"
         )
 
 

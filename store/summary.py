@@ -1,26 +1,56 @@
 """What a cache holds, in a few figures: the answer to `vis4mer cache info`.
 
-Computed from records and tables alone; reads no tokens.
+Computed from records and tables alone; reads no tokens. What a view costs to read follows from the
+arrays that entries hold, which records say.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .cache import Cache
-from .records import frame_cost
+from .records import EntryRecord, frame_cost
 from .spec import CacheSpec
+from .views import TokenView
+
+_WINDOW_FRAMES = 60
+_TYPICAL_SIDES = (7, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewCost:
+    """What one window of a view reads. num_bytes: of tokens, the mean over the entries' frames.
+
+    num_stored: entries that hold the view's own array. In the others its grid is averaged from the
+    full one, all of which is read. num_videos: that can give the view at all.
+    """
+
+    view: str
+    num_bytes: int
+    num_stored: int
+    num_videos: int
+
+    def describe(self, largest: int, *, human_bytes: Callable[[float], str]) -> str:
+        """In words, beside a view that reads `largest` bytes."""
+        share = f"{human_bytes(self.num_bytes)} a window"
+        if largest > self.num_bytes > 0:
+            share += f", {largest / self.num_bytes:.3g} times less than the largest"
+        if self.num_stored == self.num_videos:
+            return f"{share}; stored"
+        some = f"stored in {self.num_stored} of {self.num_videos} videos, else "
+        return f"{share}; {some if self.num_stored else ''}pooled on reading"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSummary:
     """Counts and sizes of a cache.
 
-    frame_bytes: stored bytes of one frame, by array. made_by: for each kind of provenance, how many
+    frame_bytes: stored bytes of one frame, by array. num_holding: videos that hold each array.
+    views: what typical views read, dearest first. made_by: for each kind of provenance, how many
     videos each value made; more than one value is worth a look before figures are compared.
     """
 
@@ -33,6 +63,8 @@ class CacheSummary:
     num_failures: int
     damaged_videos: int
     frame_bytes: Mapping[str, int]
+    num_holding: Mapping[str, int]
+    views: tuple[ViewCost, ...]
     tasks: tuple[str, ...]
     made_by: Mapping[str, Mapping[str, int]]
 
@@ -47,16 +79,19 @@ class CacheSummary:
         lines = [
             ("cache", f"{self.path} (format 1, fingerprint {spec.fingerprint})"),
             ("videos", f"{self.num_videos}, {self.duration_seconds / 3600:.2f} h"),
-            ("frames", f"{self.num_frames} ({spec.sampling.describe()}), read by {spec.reader}"),
+            ("frames", f"{self.num_frames} ({spec.sampling.describe()}), {_reader(spec)}"),
             ("size", human_bytes(self.num_bytes)),
             ("failures", f"{self.num_failures} (`vis4mer cache ls --failures`)"),
             ("damaged", f"{self.damaged_videos} videos have damaged frames"),
             ("backbone", f"{spec.backbone}, weights {_weights(spec)}"),
-            ("input", f"{_input(spec)}, computed in {spec.compute_dtype}"),
+            ("input", _input(spec)),
             ("tokens", f"{grid} + {spec.num_prefix} prefix, width {spec.dim}, {spec.stored_dtype}"),
         ]
         for array, count in self.frame_bytes.items():
-            lines.append((f"  {array}", f"{human_bytes(count)} a frame"))
+            held = self.num_holding.get(array, 0)
+            some = f", in {held} of {self.num_videos} videos" if held < self.num_videos else ""
+            lines.append((f"  {array}", f"{human_bytes(count)} a frame{some}"))
+        lines += self._view_lines(human_bytes)
         lines.append(("tasks", ", ".join(self.tasks) or "none"))
         for kind, values in self.made_by.items():
             shown = ", ".join(
@@ -66,10 +101,28 @@ class CacheSummary:
             lines.append((kind, shown + (" — not all alike" if len(values) > 1 else "")))
         return lines
 
+    def _view_lines(self, human_bytes: Callable[[float], str]) -> list[tuple[str, str]]:
+        """Which views are cheap to read, and what would make others so."""
+        if not self.views:
+            return []
+        largest = max(cost.num_bytes for cost in self.views)
+        lines = [("views", "bytes read; @random and @stride read what their grid does")]
+        lines += [
+            (f"  {cost.view}", cost.describe(largest, human_bytes=human_bytes))
+            for cost in self.views
+        ]
+        dear = [cost for cost in self.views if cost.num_stored < cost.num_videos]
+        sides = [str(grid[0]) for cost in dear if (grid := TokenView.parse(cost.view).grid)]
+        if sides and "patch" in self.spec.arrays:
+            lines.append(("", f"`vis4mer cache pool CACHE --grid {','.join(sides)}` stores them"))
+        return lines
+
 
 def summarise(cache: Cache) -> CacheSummary:
     """Add up all records of a cache."""
     records = [cache.record(entry_id) for entry_id in cache.ids()]
+    holding = Counter(array for record in records for array in record.token_arrays)
+    copies = sorted(set(holding) - set(cache.spec.arrays))
     made_by: dict[str, Counter[str]] = {}
     for record in records:
         for kind, value in record.provenance.items():
@@ -83,13 +136,65 @@ def summarise(cache: Cache) -> CacheSummary:
         num_bytes=sum(record.num_bytes for record in records),
         num_failures=len(cache.failures()),
         damaged_videos=sum(record.damaged_frames > 0 for record in records),
-        frame_bytes={array: frame_cost(cache.spec, array) for array in cache.spec.arrays},
+        frame_bytes={
+            array: frame_cost(cache.spec, array) for array in (*cache.spec.arrays, *copies)
+        },
+        num_holding={array: holding[array] for array in (*cache.spec.arrays, *copies)},
+        views=view_costs(cache.spec, records),
         tasks=tuple(cache.tasks()),
         made_by={kind: dict(values) for kind, values in made_by.items()},
     )
 
 
+def view_costs(spec: CacheSpec, records: Sequence[EntryRecord]) -> tuple[ViewCost, ...]:
+    """What typical views of a window read: every grid that is stored, usual ones that could be, and
+    CLS; of 60 frames, or of all segments. None for a cache without entries."""
+    sides = {
+        grid for record in records for a in record.token_arrays if (grid := spec.array_grid(a))
+    }
+    if "patch" in spec.arrays:
+        sides |= {(side, side) for side in _TYPICAL_SIDES if side <= min(spec.grid)}
+    frames = spec.sampling.segments or _WINDOW_FRAMES
+    views = [TokenView(frames=frames, grid=grid) for grid in sides]
+    if spec.num_prefix and "prefix" in spec.arrays:
+        views.append(TokenView(frames=frames, grid=None, cls=True))
+    costs = [cost for view in views if (cost := _view_cost(view, frames, spec, records))]
+    return tuple(sorted(costs, key=lambda cost: (-cost.num_bytes, cost.view)))
+
+
+def _view_cost(
+    view: TokenView, frames: int, spec: CacheSpec, records: Sequence[EntryRecord]
+) -> ViewCost | None:
+    """None where no entry can give the view."""
+    frames_by_array: Counter[str] = Counter()
+    videos_by_array: Counter[str] = Counter()
+    for record in records:
+        held = record.token_arrays
+        array = (
+            ("prefix" if "prefix" in held else None) if view.cls else view.find_array(spec, held)
+        )
+        if array is not None:
+            frames_by_array[array] += record.num_frames
+            videos_by_array[array] += 1
+    if not frames_by_array:
+        return None
+    total = sum(frame_cost(spec, array) * count for array, count in frames_by_array.items())
+    own = [array for array in videos_by_array if spec.array_grid(array) == view.grid]
+    return ViewCost(
+        view=str(view),
+        num_bytes=frames * total // frames_by_array.total(),
+        num_stored=sum(videos_by_array[array] for array in own),
+        num_videos=videos_by_array.total(),
+    )
+
+
+def _reader(spec: CacheSpec) -> str:
+    return "imported, times assumed" if spec.reader == "import" else f"read by {spec.reader}"
+
+
 def _weights(spec: CacheSpec) -> str:
+    if spec.weights == "unknown":
+        return "unknown"
     shown = f"{spec.weights} (sha256 {spec.weights_sha256[:12]}…)"
     if spec.weights.startswith("random"):
         return f"{shown}: RANDOM, not trained: for trying the pipeline only"
@@ -99,4 +204,5 @@ def _weights(spec: CacheSpec) -> str:
 def _input(spec: CacheSpec) -> str:
     if spec.preprocess is None:
         return "not known how it was prepared"
-    return f"{'x'.join(map(str, spec.preprocess.size))} {spec.preprocess.resize}"
+    size = "x".join(map(str, spec.preprocess.size))
+    return f"{size} {spec.preprocess.resize}, computed in {spec.compute_dtype}"

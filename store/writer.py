@@ -163,6 +163,51 @@ class ArrayWriter:
         self._shard = None
 
 
+class TokensWriter:
+    """The token arrays of an entry in the stored type, each with its scales. Frames of an array are
+    appended in pieces; int8 takes the first piece for its channel scale."""
+
+    def __init__(self, folder: Path, spec: CacheSpec) -> None:
+        self._folder = folder
+        self._spec = spec
+        self._arrays: dict[str, ArrayWriter] = {}
+        self._channels: dict[str, NDArray[np.float32]] = {}
+
+    def append(self, array: str, values: Floats) -> None:
+        """values: (t, S, D). Vis4merError for what the stored type cannot hold."""
+        dtype = self._spec.stored_dtype
+        if dtype == "float16":
+            self._array(array).append(quantise.encode_float16(values))
+        elif dtype == "bfloat16":
+            self._array(array).append(quantise.encode_bfloat16(values))
+        else:
+            if array not in self._channels:
+                self._channels[array] = quantise.channel_scale(values)
+                self._array(array, "_channel").append(self._channels[array][None])
+            q, scale = quantise.encode_int8(values, self._channels[array])
+            self._array(array).append(q)
+            self._array(array, "_scale").append(scale)
+
+    def close(self) -> tuple[dict[str, ArrayRecord], dict[str, StoredObject]]:
+        """Finish all arrays: their records, and their objects by path."""
+        records = {name: array.close() for name, array in self._arrays.items()}
+        objects: dict[str, StoredObject] = {}
+        for array in self._arrays.values():
+            objects.update(array.objects)
+        return records, objects
+
+    def abandon(self) -> None:
+        for array in self._arrays.values():
+            array.abandon()
+
+    def _array(self, array: str, suffix: str = "") -> ArrayWriter:
+        name = array + suffix
+        if name not in self._arrays:
+            frame_shape, dtype = stored_arrays(self._spec, array)[name]
+            self._arrays[name] = ArrayWriter(self._folder, name, frame_shape, dtype)
+        return self._arrays[name]
+
+
 class EntryWriter:
     """One attempt at one entry. A context manager: leaving it without `commit` removes the attempt.
 
@@ -187,8 +232,7 @@ class EntryWriter:
         key = entry_key(entry_id)
         self._folder = root / "videos" / fan(key) / f"{key}.{self._attempt}"
         self._record_path = record_path(root, key)
-        self._arrays: dict[str, ArrayWriter] = {}
-        self._channels: dict[str, NDArray[np.float32]] = {}
+        self._tokens = TokensWriter(self._folder, spec)
         self._pts: list[float] = []
 
     def __enter__(self) -> EntryWriter:
@@ -203,9 +247,8 @@ class EntryWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for array in self._arrays.values():
-            array.abandon()
-        if not self._stands():
+        self._tokens.abandon()
+        if not is_committed(self._record_path, self._attempt):
             shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
@@ -228,7 +271,7 @@ class EntryWriter:
             if len(values) != len(pts_seconds):
                 raise ValueError(f"{array}: {len(values)} frames, {len(pts_seconds)} timestamps")
             with storage_errors(self._folder):
-                self._append_array(array, values)
+                self._tokens.append(array, values)
         self._pts.extend(round(float(pts), 6) for pts in pts_seconds)
 
     def commit(
@@ -244,11 +287,9 @@ class EntryWriter:
         if not math.isfinite(duration_seconds):
             raise Vis4merError(f"video {self._id!r}: duration {duration_seconds} is no time")
         with storage_errors(self._folder):
-            arrays = {name: array.close() for name, array in self._arrays.items()}
-            objects = {"zarr.json": self._write_group(duration_seconds)}
-            for array in self._arrays.values():
-                objects.update(array.objects)
-            self._sync_directories()
+            arrays, objects = self._tokens.close()
+            objects["zarr.json"] = self._write_group(duration_seconds)
+            sync_directories(self._folder)
         record = EntryRecord(
             id=self._id,
             attempt=self._attempt,
@@ -263,55 +304,19 @@ class EntryWriter:
         )
         return self._publish(record)
 
-    def _stands(self) -> bool:
-        """Does a record name this attempt? The disk is asked, for a commit may have been
-        interrupted on either side of the moment at which the record appeared."""
-        try:
-            return bool(read_sealed(self._record_path).get("attempt") == self._attempt)
-        except FileNotFoundError:
-            return False
-        except (CacheFormatError, OSError):  # unclear: `gc` removes it later if nothing names it
-            return True
-
-    def _append_array(self, array: str, values: Floats) -> None:
-        dtype = self._spec.stored_dtype
-        if dtype == "float16":
-            self._array(array).append(quantise.encode_float16(values))
-        elif dtype == "bfloat16":
-            self._array(array).append(quantise.encode_bfloat16(values))
-        else:
-            if array not in self._channels:
-                self._channels[array] = quantise.channel_scale(values)
-                self._array(array, "_channel").append(self._channels[array][None])
-            q, scale = quantise.encode_int8(values, self._channels[array])
-            self._array(array).append(q)
-            self._array(array, "_scale").append(scale)
-
-    def _array(self, array: str, suffix: str = "") -> ArrayWriter:
-        name = array + suffix
-        if name not in self._arrays:
-            frame_shape, dtype = stored_arrays(self._spec, array)[name]
-            self._arrays[name] = ArrayWriter(self._folder, name, frame_shape, dtype)
-        return self._arrays[name]
-
     def _write_group(self, duration_seconds: float) -> StoredObject:
         """The entry's group, so that a plain Zarr reader finds the id and the timestamps."""
         about = {
             "id": self._id,
             "pts_seconds": self._pts,
             "duration_seconds": round(duration_seconds, 6),
-            "fps": self._spec.sampling.fps,
+            "sampling": self._spec.sampling.to_json(),
             "stored_dtype": self._spec.stored_dtype,
             "grid": list(self._spec.grid),
         }
         return write_object(
             self._folder / "zarr.json", canonical_json(group_metadata({"vis4mer": about}))
         )
-
-    def _sync_directories(self) -> None:
-        for folder, _, _ in os.walk(self._folder):
-            fsync_directory(Path(folder))
-        fsync_directory(self._folder.parent)
 
 
 def write_object(path: Path, data: bytes) -> StoredObject:
@@ -322,3 +327,21 @@ def write_object(path: Path, data: bytes) -> StoredObject:
         file.flush()
         os.fsync(file.fileno())
     return StoredObject(size=len(data), crc32c=crc32c(data))
+
+
+def sync_directories(attempt: Path) -> None:
+    """Make every name in an attempt durable, and its own."""
+    for folder, _, _ in os.walk(attempt):
+        fsync_directory(Path(folder))
+    fsync_directory(attempt.parent)
+
+
+def is_committed(record: Path, attempt: str) -> bool:
+    """Does the record name this attempt? The disk is asked, for a commit may have been interrupted
+    on either side of the moment at which the record appeared."""
+    try:
+        return bool(read_sealed(record).get("attempt") == attempt)
+    except FileNotFoundError:
+        return False
+    except (CacheFormatError, OSError):  # unclear: `gc` removes it later if nothing names it
+        return True

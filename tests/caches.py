@@ -30,8 +30,11 @@ def make_spec(*, grid=(2, 2), dim=16, num_prefix=1, fps=1.0, **fields) -> CacheS
     )
 
 
-def write_tokens(cache: Cache, entry_id: str, patch, prefix=None) -> None:
-    """Commit one entry: patch (T, h·w, D), prefix (T, p, D) where the spec has prefix tokens."""
+def write_tokens(cache: Cache, entry_id: str, patch, prefix=None, *, pts_seconds=None) -> None:
+    """Commit one entry: patch (T, h·w, D), prefix (T, p, D) where the spec has prefix tokens.
+
+    pts_seconds: (T,), default k / fps.
+    """
     spec = cache.spec
     frames = len(patch)
     if prefix is None:
@@ -39,7 +42,8 @@ def write_tokens(cache: Cache, entry_id: str, patch, prefix=None) -> None:
     arrays = {"patch": patch, "prefix": prefix} if spec.num_prefix else {"patch": patch}
     source = SourceRecord(name=entry_id, size=1, mtime_ns=1, sha256="0" * 64)
     with cache.write_entry(entry_id, source=source) as entry:
-        entry.append(arrays, pts_seconds=np.arange(frames) / spec.sampling.fps)
+        times = np.arange(frames) / spec.sampling.fps if pts_seconds is None else pts_seconds
+        entry.append(arrays, pts_seconds=times)
         entry.commit(duration_seconds=frames / spec.sampling.fps, damaged_frames=0, provenance={})
 
 

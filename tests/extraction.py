@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from vis4mer.extract.backbones import Backbone, cache_spec
 from vis4mer.extract.readers.base import FrameBatch, VideoError, VideoInfo
+from vis4mer.extract.sampling import Every, Moments
 from vis4mer.extract.sources import VideoSource, resolve_sources
 from vis4mer.extract.weights import hash_weights
 from vis4mer.store.cache import Cache, create_cache
@@ -97,15 +98,20 @@ class FakeStream:
 
 
 class FakeReader:
+    """Gives every frame there is, and checks that it is asked for `moments`."""
+
     name = "pyav"
     version = "test"
 
-    def __init__(self, on_frame: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, on_frame: Callable[[], None] | None = None, *, moments: Moments | None = None
+    ) -> None:
         self.on_frame = on_frame or (lambda: None)
+        self.moments = moments or Every(fps=1)
         self.streams: list[FakeStream] = []
 
-    def open(self, path: Path, *, fps: float, max_pixels: int = 0) -> FakeStream:
-        assert fps == 1
+    def open(self, path: Path, *, moments: Moments, max_pixels: int = 0) -> FakeStream:
+        assert moments == self.moments
         assert not max_pixels
         about = json.loads(path.read_text())
         if "open" in about:

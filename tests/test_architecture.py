@@ -167,6 +167,7 @@ def test_exported_names():
         "open_cache",
         "predict_videos",
         "train_decoder",
+        "train_decoders",
     ]
     assert set(vis4mer.__all__) <= set(dir(vis4mer))
     for name in vis4mer.__all__:

@@ -15,7 +15,7 @@ from vis4mer.extract.backbones import Backbone, cache_spec, load_backbone
 from vis4mer.extract.torchvision_shim import prepare_torchvision
 from vis4mer.extract.weights import hash_weights
 from vis4mer.store.errors import UsageError, Vis4merError
-from vis4mer.store.spec import Preprocess
+from vis4mer.store.spec import Preprocess, Sampling
 
 prepare_torchvision()
 import timm  # noqa: E402 — timm needs the line above
@@ -292,7 +292,7 @@ def test_tokens_of_another_shape_than_promised_are_refused() -> None:
 
 def test_cache_spec_says_what_made_the_numbers() -> None:
     backbone = load_backbone(TINY, weights="random:0", device="cpu")
-    spec = cache_spec(backbone, fps=2, reader="pyav", stored_dtype="bfloat16", grids=(4, 2))
+    spec = cache_spec(backbone, sampling=Sampling(fps=2), stored_dtype="bfloat16", grids=(4, 2))
     assert spec.backbone == backbone.name
     assert spec.weights == "random:0"
     assert spec.weights_sha256 == backbone.weights_sha256
@@ -301,5 +301,5 @@ def test_cache_spec_says_what_made_the_numbers() -> None:
     assert spec.arrays == ("patch", "prefix", "grid2")
     with pytest.raises(UsageError, match="grid9"):
         cache_spec(backbone, grids=(9,))
-    with pytest.raises(UsageError, match="fps"):
-        cache_spec(backbone, fps=0)
+    assert cache_spec(backbone, grids=(2,), full_grid=False).arrays == ("prefix", "grid2")
+    assert cache_spec(backbone, grids=(4,), full_grid=False).arrays == ("patch", "prefix")

@@ -21,10 +21,13 @@ BACKBONE = ("--backbone", "vit_tiny_patch16_224@32", "--weights", "random:0")
 COMMANDS = (
     ("extract",),
     ("label",),
+    ("pretrain",),
     ("train-decoder",),
+    ("import-weights",),
     ("evaluate",),
     ("predict",),
     ("decoders",),
+    ("bench",),
     ("demo",),
     ("doctor",),
     ("cache", "info"),
@@ -32,6 +35,9 @@ COMMANDS = (
     ("cache", "verify"),
     ("cache", "gc"),
     ("cache", "rm"),
+    ("cache", "pool"),
+    ("cache", "import"),
+    ("cache", "export"),
 )
 
 
@@ -127,7 +133,8 @@ def test_dry_run_writes_nothing(clips, tmp_path):
     result = run("extract", clips, "--cache", cache, *BACKBONE, "--dry-run", "--json")
     plan = json.loads(result.stdout)
     assert (sorted(plan["to_extract"]), plan["frames"]) == (["a.mp4", "b.mp4"], 6)
-    assert plan["num_bytes"] == 6 * 5 * 192 * 2
+    assert plan["profiles"][0]["bytes_per_frame"] == 5 * 192 * 2
+    assert plan["hours"] > 0
     assert not cache.exists()
 
 
@@ -204,7 +211,8 @@ def test_label_then_train_resume_evaluate(tmp_path):
     trained = run(*command, "--json")
     assert trained.exit_code == 0, trained.output
     result = json.loads(trained.stdout)
-    assert result["test"]["coverage"]["missing"] == ["gone"]
+    selected = result["by_weights"][result["selected"]]
+    assert selected["test"]["coverage"]["missing"] == ["gone"]
     again = run(*command, "--json")  # the same command goes on, or finds the run finished
     assert json.loads(again.stdout) == result
     refused(run(*command, "--epochs", "3"), 2, "epochs: run 2, asked 3")
@@ -212,7 +220,7 @@ def test_label_then_train_resume_evaluate(tmp_path):
     assert resumed.exit_code == 0, resumed.output
 
     judged = run("evaluate", "--run", tmp_path / "run", "--cache", cache.path, "--json")
-    assert json.loads(judged.stdout)["correct"] == result["test"]["correct"]
+    assert json.loads(judged.stdout)["correct"] == selected["test"]["correct"]
     shown = run("evaluate", "--run", tmp_path / "run", "--cache", cache.path)
     assert "most frequent class" in shown.stdout
     strict = run("evaluate", "--run", tmp_path / "run", "--cache", cache.path, "--strict")

@@ -30,6 +30,7 @@ import torch
 from vis4mer.extract.pipeline import fill_cache
 from vis4mer.extract.readers import get_reader
 from vis4mer.extract.sources import resolve_sources
+from vis4mer.store.spec import Sampling
 
 torch.set_num_threads(1)
 
@@ -47,7 +48,7 @@ def run(videos, path, kill_at):
     os.fsync, os.link = counted(os.fsync), counted(os.link)
     Path.replace = counted(Path.replace)
     backbone = ex.grey_backbone()
-    cache = ex.grey_cache(path, backbone, fps=5)
+    cache = ex.grey_cache(path, backbone, sampling=Sampling(fps=5))
     summary = fill_cache(
         resolve_sources([videos]), cache, backbone, get_reader("pyav"), batch_size=4
     )

@@ -27,7 +27,7 @@ def test_an_exponential_kernel_reaches_as_far_as_it_must(fps, seconds, grid, dec
     log_a, length = -dt * decay, plan.shape.num_tokens
     whole = -math.expm1(2 * length * log_a)
     expected = math.ceil(math.log(1 - 0.99 * whole) / (2 * log_a))
-    (found,) = kernel_horizon_seconds(model, plan)
+    (found,) = kernel_horizon_seconds(model, window_seconds=plan.length / plan.fps)
     tokens_per_second = fps * grid[0] * grid[1]
     assert found == pytest.approx(expected / tokens_per_second, abs=1.01 / tokens_per_second)
 
@@ -35,4 +35,4 @@ def test_an_exponential_kernel_reaches_as_far_as_it_must(fps, seconds, grid, dec
 def test_a_decoder_without_kernels_has_no_horizon():
     plan = WindowPlan.of(make_spec(), tokens=None, window_seconds=4)
     model = build_decoder("mean", shape=plan.shape, num_outputs=2, options={})
-    assert kernel_horizon_seconds(model, plan) == ()
+    assert kernel_horizon_seconds(model, window_seconds=plan.length / plan.fps) == ()

@@ -5,7 +5,13 @@ import math
 
 import numpy as np
 import pytest
-from vis4mer.decode.metrics import Coverage, EvaluationResult, VideoPrediction, predict_video
+from vis4mer.decode.coverage import Coverage
+from vis4mer.decode.metrics import (
+    EvaluationResult,
+    VideoPrediction,
+    predict_video,
+    video_output,
+)
 from vis4mer.store.errors import CacheFormatError
 
 LOG3 = math.log(3)  # the softmax of (0, log 3) is (1/4, 3/4)
@@ -25,8 +31,10 @@ def result(predictions, *, kind="classification", classes=("a", "b", "c"), cover
     )
 
 
-def video(name, label, *output):
-    return VideoPrediction(id=name, label=label, output=output, num_windows=2)
+def video(name, label, *output, seen=False):
+    return VideoPrediction(
+        id=name, label=label, output=output, num_windows=2, seen_in_training=seen
+    )
 
 
 def test_windows_are_averaged_as_probabilities_not_as_logits():
@@ -40,6 +48,13 @@ def test_windows_are_averaged_as_probabilities_not_as_logits():
 def test_a_tie_goes_to_the_lower_class():
     outputs = np.array([[0.0, LOG3, -50.0], [LOG3, 0.0, -50.0]])
     assert predict_video(outputs, id="v", label=1, kind="classification").predicted_class == 0
+
+
+def test_a_tie_does_not_hang_on_the_order_of_the_windows():
+    shares = np.array([[0.1, 0.3, 0.6], [0.2, 0.2, 0.6], [0.3, 0.1, 0.6]])
+    first, second, _ = video_output(shares)
+    assert first == second
+    assert shares[:, 0].sum() != shares[::-1, 0].sum()  # which plain sums would not say
 
 
 def test_regression_takes_the_mean_prediction():
@@ -67,7 +82,8 @@ def test_accuracy_floor_classes_and_confusion():
     assert judged.confusion.tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
     assert judged.loss == pytest.approx(-np.log([0.5, 0.1, 0.5, 0.4]).mean())
     described = judged.describe()
-    assert "75.0 % (3/4" in described
+    assert "75.0 % (3/4), 95 % interval " in described
+    assert "most frequent class 75.0 %; " in described
     assert (
         "4/7 test videos, missing: x, without frames: y, too short for the decoder: z" in described
     )
@@ -85,7 +101,8 @@ def test_a_sure_mistake_costs_a_finite_loss():
 
 def test_json_gives_the_result_back():
     judged = result(
-        [video("p", 2, 0.5, 0.3, 0.2)], coverage=Coverage(total=3, missing=("m",), short=("s",))
+        [video("p", 2, 0.5, 0.3, 0.2, seen=True), video("q", 0, 0.5, 0.3, 0.2)],
+        coverage=Coverage(total=4, missing=("m",), short=("s",)),
     )
     data = json.loads(json.dumps(judged.to_json()))
     assert EvaluationResult.from_json(data, name="r") == judged
@@ -98,7 +115,16 @@ def test_nothing_to_judge_is_said_and_not_a_division_by_zero():
 
 
 @pytest.mark.parametrize(
-    "row", [["p", 7, [0.5, 0.3, 0.2], 1], ["p", 1, [0.5, 0.5], 1], ["p", 1], "p", ["p", 1, [], 0]]
+    "row",
+    [
+        ["p", 7, [0.5, 0.3, 0.2], 1, False],
+        ["p", 1, [0.5, 0.5], 1, False],
+        ["p", 1],
+        "p",
+        ["p", 1, [], 0, False],
+        ["p", 1, [0.5, 0.3, 0.2], 1],
+        ["p", 1, [0.5, 0.3, 0.2], 1, 0],
+    ],
 )
 def test_a_foreign_prediction_is_refused(row):
     data = result([]).to_json() | {"predictions": [row]}
@@ -110,3 +136,40 @@ def test_a_long_list_of_missing_videos_is_cut():
     text = Coverage(total=30, missing=tuple(f"v{i}" for i in range(25))).describe("test")
     assert "5/30 test videos" in text
     assert "v9 and 15 more" in text
+
+
+def test_the_same_figures_over_videos_of_unseen_groups():
+    judged = result(
+        [
+            video("p", 0, 0.5, 0.3, 0.2, seen=True),  # right
+            video("q", 0, 0.1, 0.8, 0.1, seen=True),  # wrong
+            video("r", 1, 0.2, 0.5, 0.3),  # right
+            video("s", 1, 0.1, 0.2, 0.7),  # wrong
+            video("t", 2, 0.4, 0.4, 0.2),  # wrong
+        ]
+    )
+    unseen = judged.unseen
+    assert (judged.num_seen, judged.correct, judged.total) == (2, 2, 5)
+    assert (unseen.correct, unseen.total, unseen.floor) == (1, 3, 2 / 3)
+    assert unseen.confusion.tolist() == [[0, 0, 0], [0, 1, 1], [1, 0, 0]]
+    assert judged.to_json()["unseen"]["correct"] == 1
+    said = judged.describe_unseen()
+    assert said.startswith("3/5 on groups unseen in training: 33.3 % (1/3), 95 % interval 0.0 to ")
+    assert said.endswith("most frequent class 66.7 %")
+
+
+def test_nothing_is_said_of_unseen_groups_where_all_are_and_no_figure_where_none_is():
+    assert result([video("p", 0, 0.5, 0.3, 0.2)]).describe_unseen() is None
+    judged = result([video("p", 0, 0.5, 0.3, 0.2, seen=True)])
+    assert judged.describe_unseen() == "0/1 on groups unseen in training: nothing to judge"
+    assert judged.to_json()["unseen"] == {"total": 0}
+
+
+def test_the_interval_is_over_videos():
+    alike = [video(f"v{i}", 1.0, 3.0) for i in range(4)]
+    judged = result(alike, kind="regression")
+    assert (judged.interval.low, judged.interval.high) == (4.0, 4.0)
+    assert "MSE 4.000 over 4, 95 % interval 4.000 to 4.000, predicting zero 1.000" in (
+        judged.describe()
+    )
+    assert result([]).interval is None

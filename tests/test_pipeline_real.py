@@ -16,6 +16,7 @@ from vis4mer.extract.readers import get_reader
 from vis4mer.extract.sources import resolve_sources
 from vis4mer.extract.torchvision_shim import prepare_torchvision
 from vis4mer.store.cache import create_cache
+from vis4mer.store.spec import Sampling
 from vis4mer.store.verify import verify_cache
 
 prepare_torchvision()
@@ -63,7 +64,7 @@ def tokens_of(path: Path) -> np.ndarray:
 
 def test_a_folder_becomes_a_cache(folder: Path, tmp_path: Path) -> None:
     backbone = load_backbone("vit_tiny_patch16_224@64", weights="random:0", device="cpu")
-    cache = create_cache(tmp_path / "c.zarr", cache_spec(backbone, fps=FPS))
+    cache = create_cache(tmp_path / "c.zarr", cache_spec(backbone, sampling=Sampling(fps=FPS)))
     reader = get_reader("pyav")
     summary = fill_cache(resolve_sources([str(folder)]), cache, backbone, reader)
     assert cache.ids() == ["plain.mp4", "turned.mp4", "upright.mp4"]

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import extraction as ex
 import media
 import pytest
+from caches import make_spec
+from typer.testing import CliRunner
+from vis4mer.cli import app
 from vis4mer.extract.backbones import cache_spec
+from vis4mer.extract.dry_run import Amount, ExtractPlan, plan_extraction
 from vis4mer.extract.pipeline import fill_cache
-from vis4mer.extract.plan import ExtractPlan, bytes_per_frame, largest_first, plan_extraction
+from vis4mer.extract.plan import largest_first
 from vis4mer.extract.request import extract_videos, plan_videos
+from vis4mer.extract.sources import VideoSource
 from vis4mer.store.cache import Cache, open_cache
 from vis4mer.store.errors import FingerprintError, UsageError
+from vis4mer.store.spec import CacheSpec, Sampling, StoredDtype
+
+TINY = {"backbone": "vit_tiny_patch16_224@32", "weights": "random:1", "device": "cpu"}
 
 
 @pytest.fixture
@@ -44,8 +53,10 @@ def test_before_there_is_a_cache(folder: Path, tmp_path: Path) -> None:
     assert found.to_extract == ("a.mp4", "b.mp4", "c.mp4")
     assert found.unreadable == {"bad.mp4": "no", "gone.mp4": "there is no such file"}
     assert found.frames == 30
+    chosen = found.profiles[0]
     # 4 patch tokens, 1 prefix token and 1 pooled token of 3 values in 2 bytes
-    assert found.num_bytes == 30 * 6 * 3 * 2
+    assert (chosen.chosen, chosen.bytes_per_frame) == (True, 6 * 3 * 2)
+    assert found.present == Amount(videos=3, seconds=30.0, frames=30)
     assert found.free_bytes == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
     assert not (tmp_path / "not").exists()
 
@@ -128,9 +139,159 @@ def test_a_damaged_record_is_told_and_does_not_end_the_plan(folder: Path, tmp_pa
     assert (found.already_there, list(found.unreadable)) == (2, ["b.mp4"])
 
 
-# The whole request -------------------------------------------------------------------------------
+# What it takes -----------------------------------------------------------------------------------
 
-TINY = {"backbone": "vit_tiny_patch16_224@32", "weights": "random:1", "device": "cpu"}
+
+def bytes_and_files(folder: Path) -> tuple[int, int]:
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return sum(sizes), len(sizes)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("full_grid", [True, False])
+def test_as_many_bytes_and_files_as_the_run_writes(
+    tmp_path: Path, dtype: StoredDtype, full_grid: bool
+) -> None:
+    """Two real clips and a table: files to the number, bytes but for the length of some texts."""
+    (tmp_path / "v").mkdir()
+    for name, frames in (("a", 4), ("b", 30)):
+        media.write_clip(tmp_path / "v" / f"{name}.mp4", num_frames=frames, rate=2)
+    rows = "path,label,split\na.mp4,x,train\nb.mp4,y,test\n"
+    (tmp_path / "own.csv").write_text(rows)
+    options = {
+        "dataset": tmp_path / "own.csv",
+        "videos": tmp_path / "v",
+        "cache": tmp_path / "c.zarr",
+        "backbone": TINY["backbone"],
+        "stored_dtype": dtype,
+        "grids": (1,),
+        "full_grid": full_grid,
+    }
+    found = plan_videos(**options)
+    assert (found.present, found.num_opened) == (Amount(videos=2, seconds=17.0, frames=17), 2)
+    extract_videos(**options, weights="random:1", device="cpu")
+    num_bytes, num_files = bytes_and_files(tmp_path / "c.zarr")
+    assert found.num_objects == num_files
+    assert found.num_bytes == pytest.approx(num_bytes, rel=0.08)
+
+
+def test_the_other_ways_of_storing() -> None:
+    """float16 and int8, each with and without the full grid, the one that is asked for first."""
+    spec = make_spec(grid=(14, 14), dim=1024)  # 2 bytes · 1024 · (196 + 1, or 49 + 1) tokens
+    ways = {
+        (way.stored_dtype, way.arrays): way.bytes_per_frame
+        for way in plan_of([], spec=replace(spec, stored_dtype="int8")).profiles
+    }
+    assert list(ways.items()) == [
+        (("int8", ("patch", "prefix")), 197 * (1024 + 4)),
+        (("float16", ("patch", "prefix")), 197 * 2048),
+        (("float16", ("prefix", "grid7")), 50 * 2048),
+        (("int8", ("prefix", "grid7")), 50 * (1024 + 4)),
+    ]
+    # A grid of 7 has no smaller copy that stands for it.
+    small = plan_of([], spec=make_spec(grid=(7, 7), stored_dtype="bfloat16")).profiles
+    assert [(p.stored_dtype, p.chosen) for p in small] == [
+        ("bfloat16", True),
+        ("float16", False),
+        ("int8", False),
+    ]
+
+
+def plan_of(sources: list[VideoSource], *, spec: CacheSpec, **options: object) -> ExtractPlan:
+    return plan_extraction(
+        sources,
+        spec=spec,
+        cache=None,
+        cache_path=Path("nowhere"),
+        reader=options.pop("reader", ex.FakeReader()),  # type: ignore[arg-type]
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_annotated_videos_are_believed_and_some_are_opened(tmp_path: Path) -> None:
+    """Files last 100 s, 90 s by the annotation: what a few that are opened say holds for all."""
+    for number in range(70):
+        ex.write_video(tmp_path, f"v{number:02}", 100)
+    sources = ex.videos(tmp_path)
+    durations = {video.id: 90.0 for video in sources} | {"gone": 50.0}
+    reader = ex.FakeReader()
+    found = plan_of(
+        sources,
+        spec=make_spec(),
+        reader=reader,
+        durations=durations,
+        missing=["gone", "lost"],
+    )
+    assert found.num_opened == len(reader.streams) == 24  # every third
+    assert found.added_seconds == 10.0
+    assert found.present == Amount(videos=70, seconds=7000.0, frames=7000)
+    assert found.absent == Amount(videos=1, seconds=60.0, frames=60)  # nobody knows of the other
+    assert found.missing == ("gone", "lost")
+
+
+def test_a_few_broken_downloads_do_not_shorten_the_rest(tmp_path: Path) -> None:
+    for number in range(9):
+        ex.write_video(tmp_path, f"v{number}", 3 if number < 3 else 100)
+    sources = ex.videos(tmp_path)
+    durations = {video.id: 90.0 for video in sources} | {"gone": 50.0}
+    found = plan_of(sources, spec=make_spec(), durations=durations, missing=["gone"])
+    assert (found.added_seconds, found.absent.seconds) == (10.0, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "frames"),
+    [
+        (Sampling(kind="spread", fps=1.0), 90 + 50),
+        (Sampling(kind="spread", fps=0.5), 45 + 25),
+        (Sampling(kind="segments", segments=16), 16 + 16),
+    ],
+)
+def test_sampling_that_goes_by_the_annotation_opens_nothing(
+    tmp_path: Path, sampling: Sampling, frames: int
+) -> None:
+    path = ex.write_video(tmp_path, "v", 100)
+    source = VideoSource(id="v@0-90500", path=path, name="v", end_seconds=90.5)
+    found = plan_of(
+        [source],
+        spec=replace(make_spec(), sampling=sampling),
+        durations={"v@0-90500": 90.5, "gone@0-50000": 50.0},
+        missing=["gone@0-50000"],
+    )
+    assert (found.num_opened, found.added_seconds) == (0, None)
+    assert found.present.frames + found.absent.frames == frames
+
+
+def test_a_known_dataset_is_planned_before_any_video_is_there(tmp_path: Path) -> None:
+    task = tmp_path / "lvu_1.0" / "scene"
+    task.mkdir(parents=True)
+    for split, line in (
+        ("train", "0 airport a tt1"),
+        ("val", "1 bar b tt2"),
+        ("test", "0 x c tt3"),
+    ):
+        (task / f"{split}.csv").write_text(f"class_id class_name youtube_id imdb_id\n{line}\n")
+    (tmp_path / "lvu_1.0" / "lvu_durations.csv").write_text("videoid,duration\na,100\nb,80\nc,60\n")
+    found = plan_videos(
+        dataset="lvu",
+        annotations=tmp_path / "lvu_1.0",
+        cache=tmp_path / "c.zarr",
+        backbone=TINY["backbone"],
+    )
+    assert (found.to_extract, found.missing) == ((), ("a", "b", "c"))
+    assert found.absent == Amount(videos=3, seconds=240.0, frames=240)
+    assert found.profiles[0].missing.num_objects > 3 * 6  # group, record, two arrays of two files
+    assert not (tmp_path / "c.zarr").exists()
+    where = ("--annotations", str(tmp_path), "--cache", str(tmp_path / "c.zarr"))
+    flags = ("--dataset", "lvu", "--backbone", TINY["backbone"], "--dry-run", "--no-probe")
+    shown = CliRunner().invoke(app, ["extract", *where, *flags])
+    assert shown.exit_code == 0, shown.output
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    assert ["missing,", "as", "annotated", "3", "0.07", "240"] in lines
+    assert "0 videos to extract" in shown.stdout
+    assert "of extraction" not in shown.stdout
+
+
+# The whole request -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -191,11 +352,3 @@ def test_large_files_are_read_first(tmp_path: Path) -> None:
         (tmp_path / f"{name}.mp4").write_bytes(b"x" * size)
     (tmp_path / "e.mp4").symlink_to(tmp_path / "nowhere")
     assert [video.path.stem for video in largest_first(ex.videos(tmp_path))] == list("bdcae")
-
-
-def test_bytes_per_frame_of_the_stored_types() -> None:
-    sizes = {
-        dtype: bytes_per_frame(cache_spec(ex.grey_backbone(), stored_dtype=dtype))
-        for dtype in ("float16", "bfloat16", "int8")
-    }
-    assert sizes == {"float16": 30, "bfloat16": 30, "int8": 15}

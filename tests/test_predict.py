@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 from vis4mer import predict
 from vis4mer.decode.config import DecoderConfig, TrainConfig
+from vis4mer.decode.predict import predict_entries
 from vis4mer.decode.runs import Run, open_run
 from vis4mer.decode.train import train_decoder
-from vis4mer.extract.readers import VideoError
+from vis4mer.extract.backbones import cache_spec, load_backbone
+from vis4mer.extract.pipeline import fill_cache
+from vis4mer.extract.protocols import PROTOCOLS, ProtocolName
+from vis4mer.extract.readers import VideoError, get_reader
 from vis4mer.extract.request import extract_videos
+from vis4mer.extract.sources import resolve_sources
 from vis4mer.predict import (
     StreamedFrame,
     StreamedVideo,
@@ -24,9 +29,10 @@ from vis4mer.predict import (
     stream_video,
     stream_videos,
 )
-from vis4mer.store.cache import open_cache
-from vis4mer.store.errors import CacheFormatError, UsageError, Vis4merError
+from vis4mer.store.cache import create_cache, open_cache
+from vis4mer.store.errors import CacheFormatError, FingerprintError, UsageError, Vis4merError
 from vis4mer.store.files import seal
+from vis4mer.store.spec import Sampling
 
 SECONDS, WINDOW = 8, 4
 
@@ -72,7 +78,7 @@ def broken(workspace: Path, tmp_path: Path) -> list[Path]:
     return [good[0], bad, *good[1:]]
 
 
-def with_spec(run: Run, **changes: str) -> Run:
+def with_spec(run: Run, **changes: object) -> Run:
     """The run as it would be with another word in its spec, as far as that can be built."""
     spec = dataclasses.replace(run.about.spec, **changes)
     return dataclasses.replace(run, about=dataclasses.replace(run.about, spec=spec))
@@ -192,7 +198,7 @@ def test_a_run_that_names_a_path_as_its_weights_is_refused(workspace: Path, tmp_
     run.mkdir()
     (run / "config.json").write_bytes(seal(about))
     for call in (predict_videos, stream_videos):
-        with pytest.raises(CacheFormatError, match=r"weights .*expected hub, file or random:SEED"):
+        with pytest.raises(CacheFormatError, match=r"weights .*expected hub, file, unknown"):
             call([workspace / "videos"], run, device="cpu")
 
 
@@ -223,3 +229,76 @@ def test_the_runs_own_random_weights_are_used_and_others_refused(workspace: Path
     assert loaded.weights_sha256 == run.about.spec.weights_sha256
     with pytest.raises(Vis4merError, match="weights_sha256"):
         load_backbone_of(run, weights="random:4", device="cpu")
+
+
+# Other ways to choose frames -------------------------------------------------------------------
+
+
+def trained(workspace: Path, folder: Path, sampling: Sampling, protocol: ProtocolName) -> Path:
+    """A run on tokens of the same five videos, chosen and prepared in another way."""
+    own = load_backbone("vit_tiny_patch16_224@32", weights="random:3", device="cpu")
+    backbone = PROTOCOLS[protocol].apply(own)
+    cache = create_cache(folder / "c.zarr", cache_spec(backbone, sampling=sampling))
+    fill_cache(resolve_sources([str(workspace / "videos")]), cache, backbone, get_reader("pyav"))
+    cache.save_task(open_cache(workspace / "c.zarr").task("mine/label"))
+    config = TrainConfig(
+        task="mine/label",
+        decoder=DecoderConfig(options={"variant": "paper"}),
+        tokens="4x2x2",
+        window_seconds=4,
+        final_stride_seconds=4,
+        epochs=1,
+        device="cpu",
+    )
+    train_decoder(cache, config, folder / "run")
+    return folder / "run"
+
+
+def assert_predicted_as_in_the_cache(workspace: Path, run: Path) -> None:
+    cache = open_cache(run.parent / "c.zarr")
+    expected = predict_entries(open_run(run), cache, device="cpu")
+    found = predict_videos([workspace / "videos"], run, device="cpu")
+    assert found.failures == ()
+    assert [done.id for done in found.predictions] == [done.id for done in expected]
+    for done, other in zip(found.predictions, expected, strict=True):
+        np.testing.assert_allclose(done.output, other.output, atol=1e-5)
+
+
+def test_a_run_on_segments_predicts_whole_videos_and_no_streams(
+    workspace: Path, tmp_path: Path
+) -> None:
+    run = trained(workspace, tmp_path, Sampling(kind="segments", segments=4), "clean")
+    assert {open_cache(tmp_path / "c.zarr").record(f"{i}.mp4").num_frames for i in range(5)} == {4}
+    assert_predicted_as_in_the_cache(workspace, run)
+    with pytest.raises(UsageError, match=r"4 segments of 1 frame.*leave --stream out") as caught:
+        stream_videos([workspace / "videos"], run, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_of_the_official_protocol_predicts_and_streams(
+    workspace: Path, tmp_path: Path
+) -> None:
+    run = trained(workspace, tmp_path, Sampling(kind="spread"), "official")
+    assert_predicted_as_in_the_cache(workspace, run)
+    video = workspace / "videos" / "2.mp4"
+    frames = list(stream_video(video, run, device="cpu"))
+    whole = predict_videos([video], run, device="cpu").predictions[0]
+    resets = [frame.output for frame in frames if frame.complete]
+    assert len(frames) == SECONDS
+    np.testing.assert_allclose(resets, [w.output for w in whole.windows], atol=1e-4)
+
+
+def test_imported_tokens_are_refused_in_one_line(workspace: Path) -> None:
+    run = with_spec(open_run(workspace / "run"), preprocess=None, weights="unknown")
+    for call in (predict_videos, stream_videos):
+        with pytest.raises(UsageError, match=r"imported tokens.*not known how") as caught:
+            call([workspace / "videos"], run, device="cpu")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_preprocessing_that_is_no_protocols_is_another_cache(workspace: Path) -> None:
+    run = open_run(workspace / "run")
+    assert run.about.spec.preprocess is not None
+    odd = dataclasses.replace(run.about.spec.preprocess, size=(4096, 4096))
+    with pytest.raises(FingerprintError, match=r"preprocess\.size"):
+        load_backbone_of(with_spec(run, preprocess=odd), device="cpu")

@@ -10,6 +10,7 @@ import sys
 import weakref
 from contextlib import suppress
 from fractions import Fraction
+from itertools import pairwise
 
 import media
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from vis4mer.extract.readers import FrameBatch, VideoError, get_reader
 from vis4mer.extract.readers.base import MAX_BATCH_BYTES, MAX_BATCH_FRAMES
 from vis4mer.extract.readers.batching import ShownFrame, batch_frames
+from vis4mer.extract.sampling import Every, Slots, Spread
 from vis4mer.store.errors import UsageError
 
 READERS = ("pyav", "decord", "torchcodec")
@@ -63,9 +65,9 @@ def reader(request):
         pytest.skip(str(error))
 
 
-def read(reader, path, *, fps):
+def read(reader, path, *, moments):
     """All frames and times of a video, checked to be well formed: (T, H, W, 3), (T,), damage."""
-    with reader.open(path, fps=fps) as video:
+    with reader.open(path, moments=moments) as video:
         batches = list(video)
         assert video.info.num_targets == sum(batch.num_frames for batch in batches)
         assert video.info.duration_seconds > 0
@@ -84,9 +86,9 @@ def test_every_target_shows_the_right_picture(reader, shelf, name):
     for fps in RATES:
         if (reader.name, name) in KNOWN_INEXACT:
             with suppress(VideoError):
-                read(reader, clip.path, fps=fps)
+                read(reader, clip.path, moments=Every(fps=fps))
             continue
-        frames, pts_seconds, damaged = read(reader, clip.path, fps=fps)
+        frames, pts_seconds, damaged = read(reader, clip.path, moments=Every(fps=fps))
         expected = [clip.number_at(t) for t in clip.targets(Fraction(fps))]
         assert [media.number_of(frame) for frame in frames] == expected
         began = dict(zip(clip.numbers, clip.times, strict=True))
@@ -97,6 +99,55 @@ def test_every_target_shows_the_right_picture(reader, shelf, name):
         assert frames.shape[1:] == (media.HEIGHT, media.WIDTH, 3)
 
 
+def slow_moments(clip, moments):
+    """Each moment's time by the words of `Spread` and `Slots`, one after the other."""
+    end = clip.times[-1] + clip.last_duration
+    begin = clip.times[0]
+    if isinstance(moments, Spread):
+        count = max(1, int((moments.seconds or float(end - begin)) * moments.fps))
+        return [begin + (end - begin) * k / count for k in range(count)]
+    start = begin + Fraction(str(moments.start_seconds or 0))
+    stop = end
+    if moments.end_seconds is not None:
+        stop = min(end, begin + Fraction(str(moments.end_seconds)))
+    edges = [start + (stop - start) * k / moments.count for k in range(moments.count + 1)]
+    return [(a + b) / 2 for a, b in pairwise(edges)]
+
+
+WHERE = [
+    Spread(fps=1, seconds=3.2),
+    Spread(fps=5),
+    Slots(count=7),
+    Slots(count=4, start_seconds=1.3, end_seconds=2.7),
+    Slots(count=150, start_seconds=2.9, end_seconds=60),
+]
+
+
+@pytest.mark.parametrize("name", sorted(set(media.MEDIA) - {"h264-one-frame"}))
+def test_frames_spread_over_a_video_or_a_part_of_it(reader, shelf, name):
+    """The slow definition: of all pictures, the last that begins no later than the moment."""
+    if (reader.name, name) in KNOWN_INEXACT:
+        pytest.skip(KNOWN_INEXACT[reader.name, name])
+    clip = shelf.clip(name)
+    for moments in WHERE:
+        expected = [clip.number_at(t) for t in slow_moments(clip, moments)]
+        frames, pts_seconds, damaged = read(reader, clip.path, moments=moments)
+        assert [media.number_of(frame) for frame in frames] == expected
+        began = dict(zip(clip.numbers, clip.times, strict=True))
+        np.testing.assert_allclose(pts_seconds, [float(began[n]) for n in expected], atol=1e-5)
+        assert damaged == 0
+
+
+def test_a_video_that_ends_before_the_part_begins(reader, shelf):
+    """40 pictures, ten a second: 4 s."""
+    clip = shelf.clip("h264")
+    with pytest.raises(VideoError, match=r"begins at 4 seconds.*ended at 4;") as caught:
+        reader.open(clip.path, moments=Slots(count=2, start_seconds=4, end_seconds=9))
+    assert "\n" not in str(caught.value)
+    frames, _, _ = read(reader, clip.path, moments=Slots(count=2, start_seconds=3.9, end_seconds=9))
+    assert [media.number_of(frame) for frame in frames] == [39, 39]
+
+
 @pytest.mark.parametrize("name", media.MEDIA)
 def test_pyav_gives_bit_for_bit_what_plain_decoding_gives(shelf, name):
     clip = shelf.clip(name)
@@ -105,7 +156,7 @@ def test_pyav_gives_bit_for_bit_what_plain_decoding_gives(shelf, name):
     turns = -clip.degrees_clockwise // 90
     plain = {n: np.rot90(p, turns) for n, p in zip(clip.numbers, decoded, strict=True)}
     for fps in (1, 3, 10):
-        frames, _, _ = read(get_reader("pyav"), clip.path, fps=fps)
+        frames, _, _ = read(get_reader("pyav"), clip.path, moments=Every(fps=fps))
         for frame, moment in zip(frames, clip.targets(Fraction(fps)), strict=True):
             np.testing.assert_array_equal(frame, plain[clip.number_at(moment)])
 
@@ -115,7 +166,7 @@ def test_info_says_what_was_written(reader, shelf, name):
     if (reader.name, name) in KNOWN_INEXACT:
         pytest.skip(KNOWN_INEXACT[reader.name, name])
     clip = shelf.clip(name)
-    with reader.open(clip.path, fps=1) as video:
+    with reader.open(clip.path, moments=Every(fps=1)) as video:
         info = video.info
     end = float(clip.times[-1] + clip.last_duration)
     assert info.first_pts_seconds == pytest.approx(float(clip.times[0]), abs=1e-5)
@@ -131,17 +182,12 @@ def test_a_stream_keeps_no_batch_that_its_consumer_let_go(reader, shelf, monkeyp
         except ImportError:
             continue
     batches = []
-    with reader.open(shelf.clip("h264").path, fps=10) as video:
+    with reader.open(shelf.clip("h264").path, moments=Every(fps=10)) as video:
         for batch in video:
             assert sum(other() is not None for other in batches) == 0
             batches.append(weakref.ref(batch))
             del batch
     assert len(batches) > 10
-
-
-def test_a_rate_that_makes_no_sense_is_refused(reader, shelf):
-    with pytest.raises(ValueError, match="fps must be a positive number"):
-        reader.open(shelf.clip("h264").path, fps=0)
 
 
 def test_an_unknown_reader_is_answered_with_the_choices():

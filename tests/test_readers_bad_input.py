@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from vis4mer.extract.readers import VideoError, get_reader
 from vis4mer.extract.readers.truncation import missing_matroska_bytes, top_level_boxes
+from vis4mer.extract.sampling import Every
 from vis4mer.store.errors import UsageError, Vis4merError
 
 LONG = {"num_frames": 120}
@@ -95,7 +96,7 @@ def test_what_is_no_video_is_refused_in_one_line(reader, tmp_path, make, reason)
     path = folder / "clip.mp4"
     make(path)
     with pytest.raises(VideoError) as failure:
-        reader.open(path, fps=1)
+        reader.open(path, moments=Every(fps=1))
     assert failure.value.reason.startswith(reason)
     message = str(failure.value)
     assert "\n" not in message
@@ -108,13 +109,13 @@ def test_a_file_without_permission_is_refused(reader, tmp_path):
     path = media.write_h264(tmp_path / "clip.mp4").path
     path.chmod(0)
     with pytest.raises(VideoError, match="the file cannot be opened: Permission denied"):
-        reader.open(path, fps=1)
+        reader.open(path, moments=Every(fps=1))
 
 
 def test_large_frames_are_refused(reader, tmp_path):
     path = media.write_h264(tmp_path / "clip.mp4").path
     with pytest.raises(VideoError, match="64×48 = 3,072 pixels, expected at most 3,000"):
-        reader.open(path, fps=1, max_pixels=3000)
+        reader.open(path, moments=Every(fps=1), max_pixels=3000)
 
 
 def test_metadata_in_another_encoding_is_no_obstacle(reader, tmp_path):
@@ -123,7 +124,7 @@ def test_metadata_in_another_encoding_is_no_obstacle(reader, tmp_path):
     data = path.read_bytes()
     assert data.count(b"VideoHandler") == 1
     path.write_bytes(data.replace(b"VideoHandler", b"Vid\xe9oHandl\xe9r"))
-    with reader.open(path, fps=1) as video:
+    with reader.open(path, moments=Every(fps=1)) as video:
         assert sum(batch.num_frames for batch in video) == 4
 
 
@@ -131,7 +132,7 @@ def test_metadata_in_another_encoding_is_no_obstacle(reader, tmp_path):
 
 
 def read(path, *, fps=2):
-    with get_reader("pyav").open(path, fps=fps) as video:
+    with get_reader("pyav").open(path, moments=Every(fps=fps)) as video:
         found = [media.number_of(frame) for batch in video for frame in batch.frames]
         assert len(found) == video.info.num_targets
         return found, video.damaged_frames
@@ -199,7 +200,7 @@ def test_a_damaged_group_of_pictures_equals_plain_decoding(tmp_path):
     path = media.write_h264(tmp_path / "clip.mp4", **LONG).path
     media.zero_middle(path, fraction=0.03)
     plain = {float(time): picture for time, picture in media.decode_everything(path)}
-    with get_reader("pyav").open(path, fps=10) as video:
+    with get_reader("pyav").open(path, moments=Every(fps=10)) as video:
         for batch in video:
             for frame, pts in zip(batch.frames, batch.pts_seconds, strict=True):
                 np.testing.assert_array_equal(frame, plain[float(pts)])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from vis4mer.extract.readers import VideoError, get_reader
 from vis4mer.extract.readers import pyav as implementation
+from vis4mer.extract.sampling import Every
 
 PLAIN_ONLY = {"h264-ts", "h264-avi", "mpeg4-avi"}
 
@@ -22,7 +23,7 @@ def shelf(tmp_path_factory):
 
 
 def numbers(path, *, fps):
-    with get_reader("pyav").open(path, fps=fps) as video:
+    with get_reader("pyav").open(path, moments=Every(fps=fps)) as video:
         found = [media.number_of(frame) for batch in video for frame in batch.frames]
         return found, video.method
 
@@ -51,7 +52,7 @@ def test_seeking_decodes_fewer_frames_than_there_are(shelf, monkeypatch):
 def test_it_gives_up_seeking_midway_without_a_wrong_or_repeated_frame(shelf):
     """After a seek into an intra-refresh stream the first pictures cannot be shown."""
     clip = shelf.clip("h264-intra-refresh")
-    with get_reader("pyav").open(clip.path, fps=3) as video:
+    with get_reader("pyav").open(clip.path, moments=Every(fps=3)) as video:
         assert video.method == "seek"
         batches = list(video)
         assert video.method == "sequential"
@@ -112,11 +113,11 @@ def test_every_file_and_decoder_is_closed(shelf):
     paths = [shelf.clip(n).path for n in ("h264", "h264-ts", "h264-intra-refresh")]
     before = num_open_files(), num_threads()
     for path in paths * 5:
-        with get_reader("pyav").open(path, fps=3) as video:
+        with get_reader("pyav").open(path, moments=Every(fps=3)) as video:
             next(iter(video))  # abandoned at once
         numbers(path, fps=3)
         with pytest.raises(VideoError):
-            get_reader("pyav").open(path, fps=3, max_pixels=10)
+            get_reader("pyav").open(path, moments=Every(fps=3), max_pixels=10)
     assert num_open_files() == before[0]
     assert num_threads() <= before[1] + 2
 

@@ -142,6 +142,24 @@ def test_a_damaged_result_is_named(run_folder):
         open_run(run_folder).results()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"selected": "worst"}, "'selected' is 'worst', expected one of best, last"),
+        ({"by_weights": {}}, "selected best, which by_weights does not have"),
+        ({"by_weights": [1]}, "'by_weights' is .*expected an object"),
+        ({"by_weights": {"best": {"epoch": "1"}}}, "'epoch' is '1', expected an integer"),
+        ({"best_test_epoch": {"epoch": 0, "score": 1}}, "'epoch' is 0, expected an integer of at"),
+        ({"best_test_epoch": {"epoch": 1, "score": "nan"}}, "'score' is 'nan', expected a finite"),
+    ],
+)
+def test_a_strangers_result_is_checked_field_by_field(run_folder, change, message):
+    rewrite(run_folder / "results.json", lambda data: data.update(change))
+    with pytest.raises(CacheFormatError, match=message) as caught:
+        open_run(run_folder).results()
+    assert "results.json" in str(caught.value)
+
+
 def test_one_process_at_a_time(tmp_path):
     leftover = tmp_path / "run" / ".last.safetensors.abc.tmp"
     with lock_run(tmp_path / "run"):

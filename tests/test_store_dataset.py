@@ -147,3 +147,17 @@ def test_damage_is_no_zeros(tmp_path):
     flip(shard(cache, "a"), 5)
     with pytest.raises(DamagedEntryError, match="video 'a'"):
         dataset[0]
+
+
+def test_an_entry_of_segments_is_one_item_whatever_the_seconds(tmp_path):
+    sampling = Sampling(kind="segments", segments=5, clip_frames=2)
+    cache = create_cache(tmp_path / "c.zarr", make_spec(sampling=sampling))
+    write(cache, "v", make_tokens(5, spec=cache.spec))
+    row = TaskRow(id="v", split="train", label=0, start_seconds=1, end_seconds=3)
+    cache.save_task(
+        TaskTable(dataset="d", task="t", kind="classification", classes=("a",), rows=(row,))
+    )
+    dataset = cache.dataset("d/t", "train", tokens="cls", stride_seconds=1)
+    assert (len(dataset), dataset[0]["prefix"].shape[0]) == (1, 5)
+    with pytest.raises(UsageError, match="asks for 6 frames, but an entry of segments has 5"):
+        cache.dataset("d/t", "train", tokens="6xcls")

@@ -91,6 +91,7 @@ def test_zarr_walks_the_whole_tree(tmp_path):
     assert sorted(entry.attrs["vis4mer"]["id"] for entry in entries) == ["../x", "b"]
     about = next(e.attrs["vis4mer"] for e in entries if e.attrs["vis4mer"]["id"] == "b")
     assert about["pts_seconds"] == [0, 1, 2]
+    assert about["sampling"] == {"kind": "fps", "fps": 1.0}
     assert root.attrs["vis4mer"]["fingerprint"] == cache.spec.fingerprint
 
 

@@ -7,7 +7,7 @@ import shutil
 import time
 
 import pytest
-from entries import SOURCE, attempts, make_spec, make_tokens, record_file, tree, write
+from entries import SOURCE, age, attempts, make_spec, make_tokens, record_file, tree, write
 from vis4mer.store.cache import create_cache, open_cache
 from vis4mer.store.files import StorageError
 from vis4mer.store.gc import collect_garbage
@@ -22,13 +22,6 @@ def cache(tmp_path):
     for entry_id in ("a", "b"):
         write(cache, entry_id, make_tokens(3, spec=cache.spec))
     return cache
-
-
-def age(path, hours):
-    """Make a file, or everything of an attempt, as old as that."""
-    when = time.time() - hours * HOUR
-    for each in (path, *path.rglob("*")) if path.is_dir() else (path,):
-        os.utime(each, (when, when))
 
 
 def orphan(cache, entry_id="killed", hours=48.0):

@@ -7,12 +7,12 @@ import errno
 import os
 import resource
 import signal
-import sys
 import threading
 
 import numpy as np
 import pytest
 from entries import SOURCE, attempts, make_spec, make_tokens, record_file, tree, write
+from killing import in_child, killed_everywhere
 from vis4mer.store.cache import create_cache, open_cache
 from vis4mer.store.errors import CacheFormatError, Vis4merError
 from vis4mer.store.failures import FailureRecord
@@ -121,18 +121,6 @@ def test_one_of_many_threads_wins(cache):
     assert len({record.attempt for record in standing}) == 1
     assert len(np.unique(open_cache(cache.path).read("a"))) == 1
     assert_clean(cache, entries=["a"])
-
-
-def in_child(work) -> int:
-    """Run `work` in a forked process; its exit status, negative for a signal."""
-    pid = os.fork()
-    if pid == 0:
-        status = 99
-        try:
-            status = work() or 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_one_of_many_processes_wins(cache):
@@ -307,37 +295,6 @@ def test_a_commit_interrupted_after_its_record_keeps_its_tokens(cache, monkeypat
 
 
 # kill -9 -------------------------------------------------------------------------------------
-
-TOUCHES = ("open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.scandir")
-
-
-def kill_at(moment: int) -> None:
-    """From now on, die at the `moment`-th touch of the file system."""
-    left = [moment]
-
-    def hook(event, _):
-        if event in TOUCHES:
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
-
-
-def killed_everywhere(work):
-    """Run `work` in processes killed at the first touch, the second …; yields after each."""
-    for moment in range(1, 500):
-
-        def run(moment=moment):
-            kill_at(moment)
-            work()
-
-        status = in_child(run)
-        assert status in (0, -signal.SIGKILL)
-        yield moment
-        if status == 0:
-            return
-    raise AssertionError("the work never came to its end")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -17,7 +17,18 @@ from .base import Decoder, DecoderOptions
 
 DECODERS = {
     "vis4mer": "vis4mer:Vis4mer",
+    "lst": "lst:Lst",
+    "performer": "performer:PerformerDecoder",
+    "orthoformer": "orthoformer:OrthoformerDecoder",
+    "selective_s4": "selective_s4:SelectiveS4",
+    "stam": "stam:Stam",
+    "gru": "gru:GruDecoder",
+    "mamba2": "mamba2:Mamba2Decoder",
+    "memory": "memory:MemoryDecoder",
     "mean": "mean:MeanDecoder",
+    "cls-mean": "cls_mean:ClsMeanDecoder",
+    "segment-mean": "segment_mean:SegmentMeanDecoder",
+    "attentive-probe": "attentive_probe:AttentiveProbe",
 }
 
 __all__ = [

@@ -23,7 +23,8 @@ class OptionAbout:
 
     def describe(self) -> str:
         """Such as `true or false, default true (false in official); mixer s4 only`."""
-        shown = str(self.default).lower() if isinstance(self.default, bool) else self.default
+        plain = self.default is None or isinstance(self.default, bool)
+        shown = str(self.default).lower() if plain else self.default
         text = f"{self.kind}, default {shown}"
         if self.exception:
             text += f" ({self.exception})"

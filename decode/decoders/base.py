@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...store.errors import UsageError
 from ..batch import TokenBatch, TokenShape
+from ..checkpoints import load_model
 from ..typed import build
 from .about import OptionAbout, options_about
 
@@ -46,6 +47,8 @@ class Decoder(nn.Module, ABC):
 
     Options: ClassVar[type[DecoderOptions]]
     name: ClassVar[str]
+    fresh: ClassVar[tuple[str, ...]] = ("head.",)
+    """How the names of those weights begin that no pretrained encoder brings."""
 
     def __init__(self, *, shape: TokenShape, num_outputs: int, options: Any) -> None:
         super().__init__()
@@ -61,6 +64,30 @@ class Decoder(nn.Module, ABC):
     def min_frames(self) -> int:
         """The fewest real frames of a window that this decoder can say anything of."""
         return 1
+
+    def require_trainable(self) -> None:
+        """UsageError for a decoder whose weights can only be imported."""
+
+    def after_step(self) -> None:
+        """Called once after each training step's update, for what follows the weights slowly."""
+
+    def initialise(self, encoder: Mapping[str, Tensor], *, name: str) -> None:
+        """Take over the weights of an encoder of the same shape, all but those that are `fresh`.
+
+        Raises UsageError where there is nothing to take over, CacheFormatError, naming `name` and
+        the weight, where shapes or names differ.
+        """
+        kept = {key: value for key, value in self.state_dict().items() if self._is_fresh(key)}
+        taken = {key: value for key, value in encoder.items() if not self._is_fresh(key)}
+        if len(kept) == len(self.state_dict()):
+            raise UsageError(
+                f"decoder {self.name!r} has nothing that a pretrained encoder could begin: all of "
+                "its weights are its head; choose another --decoder"
+            )
+        load_model(self, {**kept, **taken}, name=name)
+
+    def _is_fresh(self, key: str) -> bool:
+        return key.startswith(self.fresh)
 
     @property
     def streamable(self) -> bool:

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from ...store.errors import UsageError
 from ..batch import TokenBatch, TokenShape
-from ..mixers import MIXERS, CausalMixer, MixerOptions, mixer_class
+from ..mixers import IMPORTED_MIXERS, MIXERS, CausalMixer, MixerOptions, mixer_class
 from ..mixers.ssm import SsmMixer
 from ..skeleton import (
     Block,
     BlockStream,
     OfficialBlock,
     PaperBlock,
+    Pool,
     RunningMean,
     Tokens,
     build_pool,
@@ -88,7 +89,7 @@ class Vis4merOptions(DecoderOptions):
     def about(cls) -> tuple[OptionAbout, ...]:
         """The skeleton's options, then those of the mixers, with the mixers that have them."""
         skeleton = options_about(cls, without=frozenset({"mixer_options"}))
-        mixers = "one of " + ", ".join(MIXERS)
+        mixers = f"one of {', '.join(MIXERS)} ({', '.join(IMPORTED_MIXERS)} by import only)"
         skeleton = tuple(replace(o, kind=mixers) if o.name == "mixer" else o for o in skeleton)
         return skeleton + tuple(_mixer_options_about())
 
@@ -146,7 +147,8 @@ class Vis4mer(Decoder):
         self._check_num_tokens(shape.num_tokens)
         widths = block_widths(shape.dim, options)
         self.blocks = nn.ModuleList(
-            self._build_block(width, out_width) for width, out_width in pairwise(widths)
+            self._build_block(width, out_width, length=length)
+            for (width, out_width), length in zip(pairwise(widths), self._lengths(), strict=True)
         )
         self.head = nn.Linear(widths[-1], num_outputs)
 
@@ -154,20 +156,42 @@ class Vis4mer(Decoder):
     def _blocks(self) -> Sequence[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def _build_block(self, width: int, out_width: int) -> Block:
+    def _build_block(self, width: int, out_width: int, *, length: int) -> Block:
         options: Vis4merOptions = self.options
         official = options.variant == "official"
         kind = OfficialBlock if official else PaperBlock
         mixer = mixer_class(options.mixer)(
-            width, dropout=options.dropout, options=options.mixer_options
+            width, length=length, dropout=options.dropout, options=options.mixer_options
         )
-        pool = build_pool(pooling=options.pooling, grid=self.uses_grid, drop_tail=official)
-        return kind(width, out_width, mixer=mixer, pool=pool, dropout=options.dropout)
+        return kind(width, out_width, mixer=mixer, pool=self._build_pool(), dropout=options.dropout)
+
+    def _build_pool(self) -> Pool:
+        official = self.options.variant == "official"
+        return build_pool(pooling=self.options.pooling, grid=self.uses_grid, drop_tail=official)
+
+    def _full_window(self) -> Tokens:
+        """The first block's input for a full window; only its length and grid mean anything."""
+        grid = self.shape.grid if self.uses_grid else None
+        per_frame = grid[0] * grid[1] if grid else self.shape.tokens_per_frame
+        x = torch.zeros(1, self.shape.frames * per_frame, 1)  # 1 L 1
+        return Tokens(x=x, mask=None, grid=grid)
+
+    def _lengths(self) -> list[int]:
+        """By block: the tokens of a full window that enter it."""
+        tokens, pool, lengths = self._full_window(), self._build_pool(), []
+        for _ in range(self.options.depth):
+            lengths.append(tokens.x.shape[1])
+            tokens = pool(tokens)
+        return lengths
 
     def forward(self, batch: TokenBatch) -> Tensor:
         tokens = self._tokens(batch)
         per_frame = tokens.x.shape[1] // batch.mask.shape[1]
         self._check_num_tokens(per_frame * batch.min_frames)
+        return self._decoded(tokens)
+
+    def _decoded(self, tokens: Tokens) -> Tensor:
+        """Blocks, mean and head: (B, num_outputs)."""
         for block in self._blocks:
             tokens = block(tokens)
         return self._outputs(masked_mean(tokens.x, tokens.mask))
@@ -209,20 +233,22 @@ class Vis4mer(Decoder):
 
         Empty where the mixer has no kernel.
         """
-        grid = self.shape.grid if self.uses_grid else None
-        per_frame = grid[0] * grid[1] if grid else self.shape.tokens_per_frame
-        tokens = Tokens(
-            x=torch.zeros(1, self.shape.frames * per_frame, 1), mask=None, grid=grid
-        )  # 1 L 1: only its length matters, which the blocks' pools make shorter
         shares = []
-        for block in self._blocks:
+        for block, length in zip(self._blocks, self._lengths(), strict=True):
             if not isinstance(block.mixer, SsmMixer):
                 return ()
-            length = tokens.x.shape[1]
             held = block.mixer.ssm.horizon_tokens(length)  # H
             shares.append(float(held.double().median()) / length)
-            tokens = block.pool(tokens)
         return tuple(shares)
+
+    def require_trainable(self) -> None:
+        mixer = self.options.mixer
+        if mixer in IMPORTED_MIXERS:
+            raise UsageError(
+                f"decoder.mixer {mixer} only holds imported weights (`vis4mer import-weights`) and "
+                f"cannot be trained; train one of {', '.join(MIXERS)} in another --run, or judge "
+                "imported weights with `vis4mer evaluate`"
+            )
 
     @property
     def streamable(self) -> bool:
@@ -258,7 +284,7 @@ class Vis4mer(Decoder):
     def _not_causal(self) -> UsageError:
         return UsageError(
             f"decoder {self.name!r} with mixer {self.options.mixer!r} cannot be streamed: the "
-            "mixer is not causal; decode whole windows instead"
+            "mixer takes a window as a whole; decode whole windows instead"
         )
 
 

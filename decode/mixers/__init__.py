@@ -15,12 +15,22 @@ MIXERS = {
     "s4d-lin": "s4d:S4dLinMixer",
     "s4d-inv": "s4d:S4dInvMixer",
     "s4d-legs": "s4d:S4dLegsMixer",
+    "attention": "attention:AttentionMixer",
+    "performer": "performer:PerformerMixer",
+    "orthoformer": "orthoformer:OrthoformerMixer",
 }
 
-__all__ = ["MIXERS", "CausalMixer", "Mixer", "MixerOptions", "mixer_class"]
+# Those that hold weights made elsewhere and cannot be trained: only an import makes runs of them.
+IMPORTED_MIXERS = {
+    "s4-released": "released:ReleasedS4Mixer",
+}
+
+__all__ = ["IMPORTED_MIXERS", "MIXERS", "CausalMixer", "Mixer", "MixerOptions", "mixer_class"]
 
 
 def mixer_class(name: str) -> type[Mixer]:
     """The mixer called `name`. Raises UsageError for an unknown name."""
-    found: type[Mixer] = look_up(MIXERS, name, kind="mixer", package=__name__)
+    found: type[Mixer] = look_up(
+        {**MIXERS, **IMPORTED_MIXERS}, name, kind="mixer", package=__name__
+    )
     return found

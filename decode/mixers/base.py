@@ -26,13 +26,15 @@ class Mixer(nn.Module, ABC):
 
     A mask is True where a token is real; None means that all are. Values at masked places are
     finite but mean nothing, and must not reach the real ones.
+
+    length: tokens of a full window where this mixer stands. Most take any length and ignore it.
     """
 
     Options: ClassVar[type[MixerOptions]]
     output: nn.Linear
 
     @abstractmethod
-    def __init__(self, width: int, *, dropout: float, options: Any) -> None: ...
+    def __init__(self, width: int, *, length: int, dropout: float, options: Any) -> None: ...
 
     @abstractmethod
     def core(self, x: Tensor, mask: Tensor | None) -> Tensor:

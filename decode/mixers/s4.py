@@ -20,7 +20,8 @@ class S4Mixer(SsmMixer):
 
     Options = S4Options
 
-    def __init__(self, width: int, *, dropout: float, options: S4Options) -> None:
+    def __init__(self, width: int, *, length: int, dropout: float, options: S4Options) -> None:
+        del length  # a recurrence has none
         ssm = Dplr(
             width,
             state_size=options.state_size,

@@ -22,7 +22,8 @@ class _S4dMixer(SsmMixer):
     Options = S4dOptions
     start: ClassVar[Start]
 
-    def __init__(self, width: int, *, dropout: float, options: S4dOptions) -> None:
+    def __init__(self, width: int, *, length: int, dropout: float, options: S4dOptions) -> None:
+        del length  # a recurrence has none
         ssm = DiagonalSsm(
             width,
             start=self.start,

@@ -39,6 +39,13 @@ CHUNK_BYTES = {"cpu": 12 * 2**20, "cuda": 512 * 2**20}
 MAX_CHUNK_CHANNELS = {"cpu": 64, "cuda": 1024}
 
 
+def channels_at_once(x: Tensor) -> int:
+    """How many channels of x (B, L, D) to convolve in one go, on the device where it lies."""
+    device = x.device.type
+    size = CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * x.shape[0] * x.shape[1])
+    return max(1, min(size, MAX_CHUNK_CHANNELS.get(device, MAX_CHUNK_CHANNELS["cuda"])))
+
+
 @dataclass(frozen=True, kw_only=True)
 class SsmOptions(MixerOptions):
     """Options that all state-space mixers share.
@@ -85,11 +92,9 @@ class SsmMixer(CausalMixer):
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
-        size = CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * x.shape[0] * x.shape[1])
-        size = max(1, min(size, MAX_CHUNK_CHANNELS.get(device, MAX_CHUNK_CHANNELS["cuda"])))
         with torch.autocast(device, enabled=False):
             vectors = self.ssm.vectors()
-        y = by_channels(self._activated, x, *vectors, size=size)  # B L D
+        y = by_channels(self._activated, x, *vectors, size=channels_at_once(x))  # B L D
         dropped: Tensor = self.dropout(y)
         return dropped
 

@@ -27,6 +27,15 @@ class ContinuousDplr:
     C: Tensor
     dt: Tensor
 
+    def channels(self, start: int, stop: int) -> ContinuousDplr:
+        """Some of the channels."""
+        P, Q, B, C, dt = (x[start:stop] for x in (self.P, self.Q, self.B, self.C, self.dt))
+        return ContinuousDplr(Lambda=self.Lambda, P=P, Q=Q, B=B, C=C, dt=dt)
+
+
+MAX_TERMS = 1 << 22
+"""Terms of the sums over n in memory at once: 64 MB each time that they are held as complex128."""
+
 
 def unit_nodes(length: int) -> Tensor:
     """exp(−2πik/L) for 0 ≤ k ≤ L/2, complex128 (F,)."""
@@ -46,23 +55,38 @@ def cauchy_kernel(ssm: ContinuousDplr, nodes: Tensor, *, num_taps: int) -> Tenso
     Multiplying by s = (1+ω)/2 throughout removes the pole that the usual z = 2(1−ω)/(1+ω) has
     at ω = −1.
     """
-    step = ssm.dt[:, None] * ssm.Lambda  # H n
-    s = (1 + nodes) / 2  # F
-
-    def resolvent(row: Tensor, column: Tensor) -> Tensor:
-        v = row * column  # H n
-        total = torch.zeros(v.shape[0], nodes.shape[0], dtype=nodes.dtype)  # H F
-        for n in range(v.shape[1]):  # one pair at a time: the whole product is gigabytes
-            for a, pole in ((v[:, n], step[:, n]), (v[:, n].conj(), step[:, n].conj())):
-                total += a[:, None] / ((1 - nodes) - s * pole[:, None])  # H F
-        return ssm.dt[:, None] * total
-
-    QP = resolvent(ssm.Q.conj(), ssm.P)  # H F
-    correction = s * resolvent(ssm.C, ssm.P) * resolvent(ssm.Q.conj(), ssm.B) / (1 + s * QP)
-    spectrum = resolvent(ssm.C, ssm.B) - correction  # H F
+    H, n = ssm.P.shape
+    size = max(1, MAX_TERMS // (n * len(nodes)))
+    spectrum = torch.cat(
+        [_spectrum(ssm.channels(at, at + size), nodes) for at in range(0, H, size)]
+    )
     # n must be given: without it an odd length would lose a tap.
     K: Tensor = torch.fft.irfft(spectrum, n=num_taps)
     return K
+
+
+def _spectrum(ssm: ContinuousDplr, nodes: Tensor) -> Tensor:
+    """K̂ at the nodes, complex (H, F).
+
+    The two terms of a conjugate pair share one denominator, and so do all four r_ab. With
+    z = 1 − ω, p = dt λ and v = a b,
+
+        v / (z − s p) + v̄ / (z − s p̄) = (2 Re v · z − 2 Re(v p̄) · s) / (z² − 2 Re p · z s + |p|² s²)
+
+    so that what is left of the sum over n is a product of real matrices.
+    """
+    s, z = (1 + nodes) / 2, 1 - nodes  # F
+    pole = (ssm.dt[:, None] * ssm.Lambda)[:, :, None]  # H n 1
+    inverse = 1 / (z * z - 2 * pole.real * (z * s) + pole.abs().square() * (s * s))  # H n F
+    rows = torch.stack([ssm.C, ssm.Q.conj()], dim=1)  # H 2 n
+    columns = torch.stack([ssm.B, ssm.P], dim=1)  # H 2 n
+    v = (rows[:, :, None] * columns[:, None]).flatten(1, 2)  # H 4 n: CB CP QB QP
+    weights = torch.cat([2 * v.real, -2 * (v * pole[:, None, :, 0].conj()).real], dim=1)  # H 8 n
+    pairs = torch.view_as_real(inverse).flatten(2)  # H n 2F
+    sums = torch.view_as_complex(torch.unflatten(torch.bmm(weights, pairs), 2, (-1, 2)))  # H 8 F
+    r = ssm.dt[:, None, None] * (z * sums[:, :4] + s * sums[:, 4:])  # H 4 F
+    CB, CP, QB, QP = r.unbind(1)  # H F
+    return CB - s * CP * QB / (1 + s * QP)
 
 
 def truncated_rows(step: Step, C: Tensor, length: int) -> Tensor:

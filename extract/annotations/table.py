@@ -16,47 +16,39 @@ makes the task a regression. Knows nothing of what a video holds.
 
 from __future__ import annotations
 
-import csv
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, TextIO
+from typing import Literal
 
 from ...store.errors import UsageError
 from ...store.keys import slug_name
-from ...store.tasks import Split, TaskKind, TaskRow, TaskTable
-from ..sources import VIDEO_EXTENSIONS, VideoSource, video_source
+from ...store.tasks import TaskKind, TaskTable
+from ..sources import VideoSource, video_source
+from .base import SPLIT_NAMES, Annotations, PlacedRow, placed_row, settle_rows
+from .index import VideoIndex
+from .lines import CsvLine, number, read_csv
 
-_SPLITS: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-_NUMBER_PATTERN = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _WHOLE_PATTERN = re.compile(r"[+-]?[0-9]{1,300}")  # no longer than a finite float
 _OPTIONAL = ("start_seconds", "end_seconds", "group")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledVideos:
-    """A CSV as it was understood: the task, and its videos, each once, in the CSV's order."""
+    """A CSV as it was understood: the task, its videos, each once, in the CSV's order, and what a
+    user must be told of it."""
 
     table: TaskTable
     videos: tuple[VideoSource, ...]
+    notes: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Line:
-    """One row of the file; `where` names file and line for errors."""
-
-    where: str
-    values: Mapping[str, str]
+    @property
+    def annotations(self) -> Annotations:
+        """The labels alone, in the form that all datasets have."""
+        return Annotations(
+            dataset=self.table.dataset, tables=(self.table,), durations={}, notes=self.notes
+        )
 
 
 def read_table(
@@ -68,66 +60,38 @@ def read_table(
     or regression, where the labels themselves would be taken for the other.
 
     The task is `STEM/label`, STEM being the slug of the file's name. An id without extension is
-    found by its stem. A video named in several rows must have other extents or splits in each.
-    Raises UsageError with file and line for anything that is not as described.
+    found as `VideoIndex` finds it. A video named in several rows must have other extents or splits
+    in each; a row that repeats another is dropped with a note. Raises UsageError with file and line
+    for anything that is not as described.
     """
     csv_path = Path(path)
     folder = Path(videos) if videos is not None else csv_path.parent
-    lines = _read_lines(csv_path)
-    column = "path" if "path" in lines[0].values else "id"
-    by_stem = _stems(folder) if column == "id" else {}
-    sources = [_source(line, column, folder, by_stem) for line in lines]
+    lines = read_csv(csv_path, check_header=_check_header)
+    if "path" in lines[0].values:
+        sources = [_source_of_path(line, folder) for line in lines]
+    else:
+        index = VideoIndex(folder) if folder.is_dir() else None
+        sources = [_source_of_id(line, folder, index) for line in lines]
     labels = [_required(line, "label") for line in lines]
     chosen = kind or _kind_of(labels)
     classes = _classes(labels) if chosen == "classification" else ()
-    rows = [
-        _row(line, source.id, label=_label(line, classes))
+    index_of = {name: float(i) for i, name in enumerate(classes)}
+    placed = [
+        _row(line, source.id, label=_label(line, index_of))
         for line, source in zip(lines, sources, strict=True)
     ]
-    _refuse_duplicates(lines, rows)
+    rows, notes = settle_rows(placed, task="label")
     table = TaskTable(
         dataset=slug_name(csv_path.stem),
         task="label",
         kind=chosen,
         classes=classes,
-        rows=tuple(rows),
+        rows=rows,
     )
-    return LabelledVideos(table=table, videos=_each_once(lines, sources))
+    return LabelledVideos(table=table, videos=_each_once(lines, sources), notes=tuple(notes))
 
 
-def _read_lines(path: Path) -> list[_Line]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return _parse(file, path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read ({error}); expected a CSV in UTF-8") from error
-    except csv.Error as error:
-        raise UsageError(f"{path}: not a CSV ({error})") from error
-
-
-def _parse(file: TextIO, path: Path) -> list[_Line]:
-    reader = csv.reader(file, strict=True)
-    header = [name.strip().lower() for name in next(reader, [])]
-    _check_header(header, path)
-    lines = []
-    for cells in reader:
-        where = f"{path}, line {reader.line_num}"
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            raise UsageError(
-                f"{where}: {len(cells)} values, expected {len(header)} ({','.join(header)}); "
-                'a value that holds a comma stands in "quotes"'
-            )
-        values = dict(zip(header, (cell.strip() for cell in cells), strict=True))
-        lines.append(_Line(where=where, values=values))
-    if not lines:
-        raise UsageError(f"{path}: no rows below the header, expected one a video")
-    return lines
-
-
-def _check_header(header: Sequence[str], path: Path) -> None:
-    where = f"{path}, line 1"
+def _check_header(header: Sequence[str], where: str) -> None:
     expected = "expected the columns path (or id), label, split and optionally " + ", ".join(
         _OPTIONAL
     )
@@ -145,51 +109,32 @@ def _check_header(header: Sequence[str], path: Path) -> None:
         )
 
 
-def _required(line: _Line, column: str) -> str:
+def _required(line: CsvLine, column: str) -> str:
     if not line.values[column]:
         raise UsageError(f"{line.where}: column {column!r} is empty")
     return line.values[column]
 
 
-def _source(
-    line: _Line, column: str, folder: Path, by_stem: Mapping[str, Sequence[Path]]
-) -> VideoSource:
-    """The video of a row. Whether a `path` exists is found out when it is read."""
-    name = _required(line, column)
-    path = folder / name
-    if column == "id" and not path.is_file():
-        matches = by_stem.get(name) or by_stem.get(PurePosixPath(name).name, ())
-        if len(matches) > 1:
-            raise UsageError(
-                f"{line.where}: id {name!r} could be {matches[0]} or {matches[1]}; "
-                "write it with its folder and extension"
-            )
-        path = matches[0] if matches else path
-        return video_source(path, name)
+def _source_of_path(line: CsvLine, folder: Path) -> VideoSource:
+    """The video of a row by its path. Whether it exists is found out when it is read."""
+    path = folder / _required(line, "path")
     relative = path.relative_to(folder) if path.is_relative_to(folder) else path
-    return video_source(path, relative.as_posix() if column == "path" else name)
+    return video_source(path, relative.as_posix())
 
 
-def _stems(folder: Path) -> dict[str, list[Path]]:
-    """Videos below a folder by what an id may call them: the path or the name, no extension."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-        if path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file():
-            without = path.relative_to(folder).with_suffix("").as_posix()
-            for name in {without, path.stem, path.name}:
-                found.setdefault(name, []).append(path)
-    return found
-
-
-def _number(text: str) -> float | None:
-    """The number that a text is, as people write numbers; None for any other text.
-
-    Python's own spelling (1_1, nan, inf, digits of other scripts) makes a label no number.
-    """
-    if not _NUMBER_PATTERN.fullmatch(text):
-        return None
-    value = float(text)
-    return value if math.isfinite(value) else None
+def _source_of_id(line: CsvLine, folder: Path, index: VideoIndex | None) -> VideoSource:
+    """The video of a row by its id: the path below the folder, or what the index finds."""
+    name = _required(line, "id")
+    path = folder / name
+    if index is None or path.is_file():
+        return video_source(path, name)
+    matches = index.candidates(name) or index.candidates(PurePosixPath(name).name)
+    if len(matches) > 1:
+        raise UsageError(
+            f"{line.where}: id {name!r} could be {matches[0]} or {matches[1]}; "
+            "write it with its folder and extension"
+        )
+    return video_source(matches[0] if matches else path, name)
 
 
 def _is_whole(text: str) -> bool:
@@ -198,7 +143,7 @@ def _is_whole(text: str) -> bool:
 
 def _kind_of(labels: Iterable[str]) -> Literal["classification", "regression"]:
     labels = list(labels)
-    numbers = all(_number(label) is not None for label in labels)
+    numbers = all(number(label) is not None for label in labels)
     decimal = not all(_is_whole(label) for label in labels)
     return "regression" if numbers and decimal else "classification"
 
@@ -211,61 +156,47 @@ def _classes(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _label(line: _Line, classes: tuple[str, ...]) -> float:
+def _label(line: CsvLine, index_of: Mapping[str, float]) -> float:
     """The index of the class, or the value."""
     text = line.values["label"]
-    if classes:
-        return float(classes.index(text))
-    value = _number(text)
+    if index_of:
+        return index_of[text]
+    value = number(text)
     if value is None:
         raise UsageError(f"{line.where}: label {text!r}, expected a number for a regression task")
     return value
 
 
-def _row(line: _Line, video_id: str, *, label: float) -> TaskRow:
-    split = _SPLITS.get(_required(line, "split").lower())
+def _row(line: CsvLine, video_id: str, *, label: float) -> PlacedRow:
+    split = SPLIT_NAMES.get(_required(line, "split").lower())
     if split is None:
         raise UsageError(
             f"{line.where}: unknown split {line.values['split']!r}, expected one of: "
-            f"{', '.join(_SPLITS)}"
+            f"{', '.join(SPLIT_NAMES)}"
         )
     start, end = (_seconds(line, column) for column in ("start_seconds", "end_seconds"))
-    try:
-        return TaskRow(
-            id=video_id,
-            split=split,
-            label=label,
-            start_seconds=start,
-            end_seconds=end,
-            group=line.values.get("group") or None,
-        )
-    except UsageError as error:
-        raise UsageError(f"{line.where}: {error}") from error
+    return placed_row(
+        line.where,
+        video_id=video_id,
+        split=split,
+        label=label,
+        start_seconds=start,
+        end_seconds=end,
+        group=line.values.get("group") or None,
+    )
 
 
-def _seconds(line: _Line, column: str) -> float | None:
+def _seconds(line: CsvLine, column: str) -> float | None:
     text = line.values.get(column, "")
     if not text:
         return None
-    value = _number(text)
+    value = number(text)
     if value is None or value < 0:
         raise UsageError(f"{line.where}: {column} {text!r}, expected seconds from 0, or nothing")
     return value
 
 
-def _refuse_duplicates(lines: Sequence[_Line], rows: Sequence[TaskRow]) -> None:
-    first: dict[tuple[object, ...], str] = {}
-    for line, row in zip(lines, rows, strict=True):
-        key = (row.id, row.split, row.start_seconds, row.end_seconds)
-        earlier = first.setdefault(key, line.where)
-        if earlier != line.where:
-            raise UsageError(
-                f"{line.where}: video {row.id!r} with this split and extent already stands in "
-                f"line {earlier.rpartition(' ')[2]}"
-            )
-
-
-def _each_once(lines: Sequence[_Line], sources: Sequence[VideoSource]) -> tuple[VideoSource, ...]:
+def _each_once(lines: Sequence[CsvLine], sources: Sequence[VideoSource]) -> tuple[VideoSource, ...]:
     by_id: dict[str, VideoSource] = {}
     for line, source in zip(lines, sources, strict=True):
         other = by_id.setdefault(source.id, source)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...store.errors import Vis4merError
+from ..sampling import EvenClock, Moments, OutsideError
 
 MAX_PIXELS = 8192 * 4320
 """The largest frame read unless a caller says otherwise: one 8K frame in RGB takes 106 MB."""
@@ -50,11 +52,11 @@ class VideoError(Vis4merError, ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class FrameBatch:
-    """Consecutive targets and the frames shown at their times.
+    """Consecutive targets and the frames shown at their times (see `sampling`).
 
     frames: uint8 (T, H, W, 3), RGB, upright (the file's rotation is already applied).
     pts_seconds: float64 (T,), when the frame that is shown began, on the file's own clock.
-    index: k of the first frame; frame i answers target k + i, at first pts + (k + i) / fps.
+    index: k of the first frame; frame i answers target k + i.
     """
 
     frames: NDArray[np.uint8]
@@ -88,7 +90,7 @@ class VideoInfo:
 
     duration_seconds: from the first frame shown to the end of the last, by the packets' own
         timestamps wherever the reader sees them.
-    first_pts_seconds: when the first frame is shown; target k is at first + k / fps.
+    first_pts_seconds: when the first frame is shown, from which targets are counted.
     num_targets: how many targets an iteration yields; None when only reading can tell.
     width, height: of the coded picture in pixels, before the file's rotation is applied; the
         shape of a batch is what counts, and an unusual file may change it midway.
@@ -177,10 +179,19 @@ class Reader(Protocol):
     @property
     def version(self) -> str: ...
 
-    def open(self, path: Path, *, fps: float, max_pixels: int = MAX_PIXELS) -> VideoStream:
-        """Open one file for reading at `fps` targets a second.
+    def open(self, path: Path, *, moments: Moments, max_pixels: int = MAX_PIXELS) -> VideoStream:
+        """Open one file for reading the frames shown at `moments`.
 
-        Raises VideoError when the file cannot be read, and ValueError when `fps` is not a
-        positive number.
+        Raises VideoError when the file cannot be read, or ends before the first of them.
         """
         ...
+
+
+def clock_over(
+    path: Path, moments: Moments, duration: Fraction, *, rounding: Fraction = Fraction(0)
+) -> EvenClock:
+    """`Moments.over`, where a part that lies outside is the file's fault: a VideoError."""
+    try:
+        return moments.over(duration, rounding=rounding)
+    except OutsideError as error:
+        raise VideoError(path, str(error)) from error

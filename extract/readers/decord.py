@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
 
@@ -19,8 +20,8 @@ import numpy as np
 from decord import DECORDError
 from numpy.typing import NDArray
 
-from ..sampling import exact_rate
-from .base import MAX_PIXELS, FrameBatch, OpenVideo, ReadMethod, VideoError, VideoInfo
+from ..sampling import Moments
+from .base import MAX_PIXELS, FrameBatch, OpenVideo, ReadMethod, VideoError, VideoInfo, clock_over
 from .batching import ShownFrame, batch_frames
 from .container import check_size, open_container
 
@@ -29,6 +30,8 @@ MAX_CHUNK_BYTES = 128 * 2**20
 
 MAX_SECONDS = 1e9
 """A time beyond this is decord's way of saying that it knows none."""
+
+_ROUNDING = Fraction(1, 1_000_000)  # seconds that a duration of floats may be off
 
 
 class DecordReader:
@@ -41,9 +44,9 @@ class DecordReader:
         # Its FFmpeg writes to the terminal; what matters of it comes back as an error.
         decord.logging.set_level(decord.logging.QUIET)
 
-    def open(self, path: Path, *, fps: float, max_pixels: int = MAX_PIXELS) -> DecordStream:
+    def open(self, path: Path, *, moments: Moments, max_pixels: int = MAX_PIXELS) -> DecordStream:
         """Read the file's frame times; no frame is decoded yet."""
-        return DecordStream(Path(path), fps=fps, max_pixels=max_pixels)
+        return DecordStream(Path(path), moments=moments, max_pixels=max_pixels)
 
 
 class DecordStream(OpenVideo):
@@ -52,8 +55,7 @@ class DecordStream(OpenVideo):
     damaged_frames = 0
     method: ReadMethod = "seek"
 
-    def __init__(self, path: Path, *, fps: float, max_pixels: int) -> None:
-        rate = exact_rate(fps)
+    def __init__(self, path: Path, *, moments: Moments, max_pixels: int) -> None:
         self._path = path
         with open_container(path, max_pixels=max_pixels) as (container, stream):
             context, container_name = stream.codec_context, container.format.name
@@ -62,16 +64,16 @@ class DecordStream(OpenVideo):
         begins, ends = self._frame_times()
         self._begins = begins
         duration = max(float(ends.max() - begins[0]), 0.0)
-        num_targets = max(1, int(np.ceil(duration * float(rate) - 1e-6)))
+        clock = clock_over(path, moments, Fraction(duration), rounding=_ROUNDING)
         # decord's times are float32: a frame that begins at a target may seem to begin after it.
-        targets = begins[0] + np.arange(num_targets) / float(rate)
+        targets = begins[0] + clock.seconds()
         targets += np.spacing(targets.astype(np.float32)).astype(np.float64)
         self._indices = np.maximum(np.searchsorted(begins, targets, side="right") - 1, 0)
         self._max_pixels = max_pixels
         self._info = VideoInfo(
             duration_seconds=duration,
             first_pts_seconds=float(begins[0]),
-            num_targets=num_targets,
+            num_targets=clock.count,
             width=coded[0],
             height=coded[1],
             codec=codec,

@@ -27,7 +27,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream as AVVideoStream
 from numpy.typing import NDArray
 
-from ..sampling import Segment, TargetClock, frames_for_targets, plan_segments
+from ..sampling import Moments, Segment, TargetClock, frames_for_targets, plan_segments
 from .base import (
     MAX_DAMAGED_FRACTION,
     MAX_PIXELS,
@@ -36,6 +36,7 @@ from .base import (
     ReadMethod,
     VideoError,
     VideoInfo,
+    clock_over,
 )
 from .batching import ShownFrame, batch_frames
 from .container import check_size, explain, open_container
@@ -48,9 +49,9 @@ class PyAVReader:
     name = "pyav"
     version = av.__version__
 
-    def open(self, path: Path, *, fps: float, max_pixels: int = MAX_PIXELS) -> PyAVStream:
+    def open(self, path: Path, *, moments: Moments, max_pixels: int = MAX_PIXELS) -> PyAVStream:
         """Read the file's packets and plan which to decode; no frame is decoded yet."""
-        return PyAVStream(Path(path), fps=fps, max_pixels=max_pixels)
+        return PyAVStream(Path(path), moments=moments, max_pixels=max_pixels)
 
 
 class _NotExactError(Exception):
@@ -73,7 +74,7 @@ class PyAVStream(OpenVideo):
     at the first sign of damage, and plain decoding that counts damage and carries on.
     """
 
-    def __init__(self, path: Path, *, fps: float, max_pixels: int) -> None:
+    def __init__(self, path: Path, *, moments: Moments, max_pixels: int) -> None:
         self._path = path
         self._max_pixels = max_pixels
         self._damaged = 0
@@ -81,10 +82,12 @@ class PyAVStream(OpenVideo):
         with ExitStack() as stack:
             container, stream = stack.enter_context(open_container(path, max_pixels=max_pixels))
             self._timeline = timeline = read_timeline(container, stream, path=path)
-            self._clock = TargetClock.of(timeline.first, fps=fps, time_base=timeline.time_base)
-            self._num_targets = max(1, self._clock.num_before(timeline.end))
+            duration = (timeline.end - timeline.first) * timeline.time_base
+            clock = clock_over(path, moments, duration)
+            self._clock = TargetClock.of(clock, first=timeline.first, time_base=timeline.time_base)
+            self._num_targets = clock.count
             self._info = VideoInfo(
-                duration_seconds=float((timeline.end - timeline.first) * timeline.time_base),
+                duration_seconds=float(duration),
                 first_pts_seconds=float(timeline.first * timeline.time_base),
                 num_targets=self._num_targets,
                 width=stream.codec_context.width,

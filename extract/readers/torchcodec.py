@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torchcodec
 from torchcodec.decoders import VideoDecoder
 
-from ..sampling import exact_rate
+from ..sampling import Moments
 from .base import (
     MAX_BATCH_BYTES,
     MAX_BATCH_FRAMES,
@@ -25,6 +26,7 @@ from .base import (
     ReadMethod,
     VideoError,
     VideoInfo,
+    clock_over,
 )
 from .container import check_size, open_container
 
@@ -38,9 +40,11 @@ class TorchCodecReader:
     name = "torchcodec"
     version: str = torchcodec.__version__
 
-    def open(self, path: Path, *, fps: float, max_pixels: int = MAX_PIXELS) -> TorchCodecStream:
+    def open(
+        self, path: Path, *, moments: Moments, max_pixels: int = MAX_PIXELS
+    ) -> TorchCodecStream:
         """Scan the file's packets; no frame is decoded yet."""
-        return TorchCodecStream(Path(path), fps=fps, max_pixels=max_pixels)
+        return TorchCodecStream(Path(path), moments=moments, max_pixels=max_pixels)
 
 
 class TorchCodecStream(OpenVideo):
@@ -49,8 +53,7 @@ class TorchCodecStream(OpenVideo):
     damaged_frames = 0
     method: ReadMethod = "seek"
 
-    def __init__(self, path: Path, *, fps: float, max_pixels: int) -> None:
-        rate = exact_rate(fps)
+    def __init__(self, path: Path, *, moments: Moments, max_pixels: int) -> None:
         self._path = path
         self._decoder: VideoDecoder | None = None
         with open_container(path, max_pixels=max_pixels) as (container, stream):
@@ -69,15 +72,17 @@ class TorchCodecStream(OpenVideo):
             end = float(decoder.metadata.end_stream_seconds)
         except _TORCHCODEC_ERRORS as error:
             raise VideoError(path, f"torchcodec cannot read it: {_what_it_says(error)}") from error
-        num_targets = max(1, int(np.ceil((end - begin) * float(rate) - _ROUNDING_SECONDS)))
+        clock = clock_over(
+            path, moments, Fraction(end - begin), rounding=Fraction(_ROUNDING_SECONDS)
+        )
         self._max_pixels = max_pixels
-        self._targets = begin + np.arange(num_targets) / float(rate)  # targets
+        self._targets = begin + clock.seconds()  # targets
         # A target just past the last frame's end, by rounding alone, still has that frame.
         self._targets = np.minimum(self._targets, end - 2 * _ROUNDING_SECONDS)
         self._info = VideoInfo(
             duration_seconds=end - begin,
             first_pts_seconds=begin,
-            num_targets=num_targets,
+            num_targets=clock.count,
             width=coded[0],
             height=coded[1],
             codec=codec,

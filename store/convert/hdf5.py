@@ -1,0 +1,147 @@
+"""HDF5: one dataset a video, in groups or not; and one file of exported videos.
+
+Links to other files, values kept outside the file and datasets of which a part was never written
+(HDF5 reads that part as zeros without a word) are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ..files import fsync_directory
+from .arrays import Blocks, Bounds, RefusedArrayError, TokenArray, dtype_name, sliced
+
+FILE = "tokens.h5"
+_PART = ".tokens.h5.tmp"
+# The newest form of the file: it keeps attributes beyond 64 kB (timestamps of hours of video) and
+# notices when the process that wrote it was killed.
+_FORM = "latest"
+
+
+@contextlib.contextmanager
+def open_hdf5(path: Path) -> Iterator[list[TokenArray]]:
+    """Every dataset below the root by its path. Links to other files are not followed."""
+    with h5py.File(path, "r", locking="best-effort") as file:
+        found: list[TokenArray] = []
+        file.visititems(lambda name, item: _add(found, name, item))
+        yield found
+
+
+def _add(found: list[TokenArray], name: str, item: Any) -> None:
+    if isinstance(item, h5py.Dataset):
+        entry_id = item.attrs.get("id")
+        found.append(
+            TokenArray(
+                name=name,
+                shape=tuple(item.shape or ()),
+                dtype=dtype_name(item.dtype),
+                blocks=_whole(item),
+                entry_id=entry_id if isinstance(entry_id, str) else None,
+            )
+        )
+
+
+def _whole(dataset: Any) -> Any:
+    """Blocks of a dataset that lies in its file, all of it."""
+
+    def blocks(bounds: Bounds) -> Blocks:
+        if dataset.is_virtual or dataset.external:
+            raise RefusedArrayError("its values lie in other files, which are not opened")
+        written = dataset.id.get_storage_size() > 0
+        if written and dataset.chunks:
+            chunks = math.prod(
+                -(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)
+            )
+            written = dataset.id.get_num_chunks() == chunks
+        if not written:
+            raise RefusedArrayError("a part of it was never written, and would be read as zeros")
+        return sliced(dataset)(bounds)
+
+    return blocks
+
+
+class Hdf5Folder:
+    """`tokens.h5` in a folder, filled beside its name and renamed when it is closed whole.
+
+    A file that is there already is gone on with. One whose writer was killed cannot be trusted any
+    more (HDF5 refuses to open it) and is begun anew.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, object]) -> None:
+        self._path = folder / FILE
+        self._part = folder / _PART
+        self._about = about
+        self._file: Any = None
+
+    def close(self, *, whole: bool) -> None:
+        """Close; `whole` gives the file its name, otherwise the next run goes on with the part."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if whole and self._part.exists():
+            with self._part.open("rb") as file:
+                os.fsync(file.fileno())
+            self._part.replace(self._path)
+            fsync_directory(self._path.parent)
+
+    def finished(self) -> dict[str, tuple[str, str, int]]:
+        """Datasets that are whole: id → (name, attempt, frames)."""
+        path = self._part if self._part.exists() else self._path
+        found: dict[str, tuple[str, str, int]] = {}
+        try:
+            with h5py.File(path, "r", locking="best-effort") as file:
+                for name in file:
+                    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+                        continue  # a link out of the file, which is not ours
+                    item = file[name]
+                    entry_id, attempt = item.attrs.get("id"), item.attrs.get("attempt")
+                    if isinstance(entry_id, str) and isinstance(attempt, str):
+                        found[entry_id] = (name, attempt, len(item))
+        except FileNotFoundError:
+            return {}
+        except OSError:  # its writer was killed
+            path.unlink()
+        return found
+
+    def write(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        blocks: Iterator[NDArray[Any]],
+        attributes: Mapping[str, object],
+    ) -> None:
+        """Add or replace a dataset; `attempt`, its last attribute, says that it is whole."""
+        file = self._opened()
+        if name in file:
+            del file[name]
+        try:
+            dataset = file.create_dataset(name, shape=shape, dtype=dtype)
+            start = 0
+            for block in blocks:
+                dataset[start : start + len(block)] = block
+                start += len(block)
+        except BaseException:
+            with contextlib.suppress(KeyError, OSError):
+                del file[name]
+            raise
+        for key, value in sorted(attributes.items(), key=lambda item: item[0] == "attempt"):
+            dataset.attrs[key] = value
+
+    def _opened(self) -> Any:
+        if self._file is None:
+            if self._path.exists():
+                self._path.replace(self._part)
+            self._file = h5py.File(self._part, "a", libver=_FORM)
+            self._file.attrs["vis4mer"] = json.dumps(self._about, sort_keys=True)
+        return self._file

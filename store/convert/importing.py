@@ -1,0 +1,155 @@
+"""Bring tokens that somebody made elsewhere into a cache: `vis4mer cache import`.
+
+    import_tokens(["features/"], cache="old.zarr", layout="vis4mer")
+
+Nothing is known of how they were made and the cache says so: weights `unknown`, no preprocessing,
+reader `import`. Timestamps are assumed to be k / fps. Values are converted to the cache's stored
+type and otherwise taken as they are.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from ..cache import Cache, create_cache, find_cache
+from ..errors import UsageError, Vis4merError
+from ..spec import CacheSpec, Sampling, StoredDtype
+from .arrays import OnProgress, RefusedArrayError
+from .formats import FORMATS
+from .import_run import ImportRun, ImportSummary
+from .layouts import TokenLayout
+from .sources import ArraySource, NameBy, UnreadableSource, find_arrays
+
+Layout = Literal["plain", "vis4mer"]
+LAYOUTS: tuple[Layout, ...] = ("plain", "vis4mer")
+VIS4MER_PREFIX, VIS4MER_GRID = 1, (14, 14)  # the released features: CLS first, then 14 × 14
+
+
+def import_tokens(
+    sources: Sequence[str | Path],
+    *,
+    cache: str | Path,
+    layout: Layout = "plain",
+    fps: float = 1.0,
+    prefix: int | None = None,
+    grid: tuple[int, int] | None = None,
+    stored_dtype: StoredDtype = "float16",
+    backbone: str = "unknown",
+    name_by: NameBy = "auto",
+    limit: int | None = None,
+    overwrite: bool = False,
+    stop: threading.Event | None = None,
+    progress: OnProgress | None = None,
+) -> ImportSummary:
+    """Import files and folders of tokens into the cache at `cache`, which is made or continued.
+
+    layout: `vis4mer` is `<id>.npy` of (T, 197, width), the CLS token first; `plain` is described in
+    `layouts`, with prefix and grid for what cannot be guessed. All arrays of a cache have one
+    layout: that of the first that can be read. limit: arrays attempted at most; those that are in
+    the cache already do not count. An array that cannot be taken is a recorded failure, and tried
+    again by the next run. progress: called with (done, total, id).
+
+    Raises UsageError for a request that cannot be understood, Vis4merError when no array can be
+    read, FingerprintError when the cache was made with other settings, StorageError when it cannot
+    be written.
+    """
+    prefix, grid, only = _as_asked(layout, prefix, grid)
+    found = find_arrays(sources, only=only, name_by=name_by, progress=progress)
+    existing = find_cache(cache)
+    chosen = _layout(found.arrays, existing, prefix=prefix, grid=grid)
+    if chosen is None:
+        reason = _first_reason(found.arrays, found.unreadable, prefix=prefix, grid=grid)
+        raise Vis4merError(f"nothing can be imported: {reason}")
+    spec = _spec(chosen, fps=fps, stored_dtype=stored_dtype, backbone=backbone)
+    run = ImportRun(
+        create_cache(cache, spec),
+        chosen,
+        overwrite=overwrite,
+        limit=limit,
+        stop=stop,
+        progress=progress,
+    )
+    run.take(found.arrays, found.unreadable)
+    return run.summary()
+
+
+def _as_asked(
+    layout: Layout, prefix: int | None, grid: tuple[int, int] | None
+) -> tuple[int | None, tuple[int, int] | None, frozenset[str]]:
+    """Prefix, grid and file extensions of a layout."""
+    if layout == "plain":
+        return prefix, grid, frozenset(FORMATS)
+    if layout != "vis4mer":
+        raise UsageError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
+    if prefix not in (None, VIS4MER_PREFIX) or grid not in (None, VIS4MER_GRID):
+        raise UsageError(
+            "--layout vis4mer has 1 prefix token and a grid of 14x14; leave --prefix and --grid "
+            "out, or use --layout plain"
+        )
+    return VIS4MER_PREFIX, VIS4MER_GRID, frozenset({".npy"})
+
+
+def _layout(
+    arrays: Sequence[ArraySource],
+    existing: Cache | None,
+    *,
+    prefix: int | None,
+    grid: tuple[int, int] | None,
+) -> TokenLayout | None:
+    """The cache's layout, or that of the first array that has one; what is asked for wins."""
+    if existing is not None:
+        held = TokenLayout.of_spec(existing.spec)
+        return TokenLayout(
+            prefix=held.prefix if prefix is None else prefix,
+            grid=held.grid if grid is None else grid,
+            dim=held.dim,
+        )
+    for array in arrays:
+        try:
+            return array.layout(prefix=prefix, grid=grid)
+        except RefusedArrayError:  # it is met again, and recorded, when its turn comes
+            continue
+    return None
+
+
+def _first_reason(
+    arrays: Sequence[ArraySource],
+    unreadable: Sequence[UnreadableSource],
+    *,
+    prefix: int | None,
+    grid: tuple[int, int] | None,
+) -> str:
+    """Why the first of what was named cannot be taken."""
+    if unreadable:
+        return f"{unreadable[0].path}: {unreadable[0].reason}"
+    try:
+        arrays[0].layout(prefix=prefix, grid=grid)
+    except RefusedArrayError as error:
+        return f"{arrays[0].shown}: {error}"
+    return "no array was found"
+
+
+def _spec(
+    layout: TokenLayout, *, fps: float, stored_dtype: StoredDtype, backbone: str
+) -> CacheSpec:
+    """A spec that says what is known, and that the rest is not."""
+    try:
+        return CacheSpec(
+            backbone=backbone,
+            weights="unknown",
+            weights_sha256="unknown",
+            layer="unknown",
+            preprocess=None,
+            sampling=Sampling(fps=fps),
+            reader="import",
+            stored_dtype=stored_dtype,
+            grid=layout.grid or (1, 1),
+            num_prefix=layout.prefix,
+            dim=layout.dim,
+            arrays=layout.arrays,
+        )
+    except ValueError as error:
+        raise UsageError(f"these tokens cannot be a cache: {error}") from error
