@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .decode.config import TrainConfig
-    from .decode.runs import load_decoder
+    from .decode.runs.run import load_decoder
     from .decode.train import train_decoder, train_decoders
     from .extract.request import extract_videos
     from .predict import predict_videos
@@ -40,7 +40,7 @@ __all__ = [
 _HOMES = {
     "TrainConfig": ".decode.config",
     "extract_videos": ".extract.request",
-    "load_decoder": ".decode.runs",
+    "load_decoder": ".decode.runs.run",
     "open_cache": ".store.cache",
     "predict_videos": ".predict",
     "train_decoder": ".decode.train",

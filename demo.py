@@ -22,9 +22,9 @@ from .store.errors import Vis4merError
 from .store.tasks import Split
 
 if TYPE_CHECKING:
-    from .decode.progress import TrainProgress
+    from .decode.training.progress import TrainProgress
     from .extract.annotations.table import LabelledVideos
-    from .extract.progress import ExtractProgress, ExtractSummary
+    from .extract.stages.progress import ExtractProgress, ExtractSummary
     from .store.cache import Cache
 
 BACKBONE = "vit_tiny_patch16_224@64"
@@ -174,9 +174,9 @@ def _extract(
     labelled: LabelledVideos, path: Path, *, seed: int, device: str, report: Report
 ) -> Cache:
     """The cache of all clips and of the task."""
-    from .extract.backbones import cache_spec, load_backbone
-    from .extract.pipeline import fill_cache
+    from .extract.backbones.loading import cache_spec, load_backbone
     from .extract.readers import get_reader
+    from .extract.stages.pipeline import fill_cache
     from .store.cache import create_cache
 
     report(f"extracting tokens into {path} with {BACKBONE}")
@@ -275,7 +275,7 @@ def _predict_first(
     labelled: LabelledVideos, run: Path, *, device: str, report: Report
 ) -> HeldOutPrediction:
     """Predict the first test video from its file, as `vis4mer predict` does."""
-    from .decode.runs import open_run
+    from .decode.runs.run import open_run
     from .predict import predict_videos
 
     row = labelled.table.split("test")[0]

@@ -27,8 +27,8 @@ from .store.errors import UsageError, Vis4merError
 
 if TYPE_CHECKING:
     from .decode.config import OptionValue, TrainConfig
-    from .decode.progress import OnProgress
-    from .decode.statistics import SeedStatistics
+    from .decode.judging.statistics import SeedStatistics
+    from .decode.training.progress import OnProgress
     from .store.cache import Cache
 
 EPOCHS = 20
@@ -61,9 +61,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "performer:positions": Contender(decoder="performer", options=_PLACED),
     "orthoformer": Contender(decoder="orthoformer"),
     "orthoformer:positions": Contender(decoder="orthoformer", options=_PLACED),
-    "stam": Contender(
-        decoder="stam", options={"frame": "mean", "depth": 2, "feedforward": 256}
-    ),
+    "stam": Contender(decoder="stam", options={"frame": "mean", "depth": 2, "feedforward": 256}),
     "memory": Contender(decoder="memory", options={"width": 64}),
     "gru": Contender(decoder="gru", options={"width": 64}),
     "gru:both-ways": Contender(decoder="gru", options={"width": 64, "bidirectional": True}),
@@ -114,7 +112,7 @@ class LongRangeSetting:
 
     @property
     def accuracy(self) -> SeedStatistics:
-        from .decode.statistics import SeedStatistics
+        from .decode.judging.statistics import SeedStatistics
 
         return SeedStatistics.of([score.accuracy for score in self.scores])
 

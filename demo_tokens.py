@@ -214,9 +214,7 @@ def draw_family(demo: TokenDemo, family: tuple[Sibling, ...]) -> list[NDArray[np
     return videos
 
 
-def _draw_frames(
-    demo: TokenDemo, kinds: Layout, rng: np.random.Generator
-) -> NDArray[np.float16]:
+def _draw_frames(demo: TokenDemo, kinds: Layout, rng: np.random.Generator) -> NDArray[np.float16]:
     """Noise of variance 1; a kind is added on a square of half the grid's side, anywhere."""
     side, part = demo.side, max(1, demo.side // 2)
     vectors = demo._generator(0).standard_normal((NUM_KINDS[demo.question] + 1, WIDTH))  # K D

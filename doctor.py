@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from . import __version__
-from .extract.cores import usable_cores
+from .extract.stages.cores import usable_cores
 from .extract.wording import describe_error
 
 MIN_PYTHON = (3, 11)
@@ -200,7 +200,7 @@ def _cpu_flags() -> frozenset[str]:
 
 def _torchvision() -> Iterator[Check]:
     try:
-        from .extract.torchvision_shim import prepare_torchvision
+        from .extract.backbones.torchvision_shim import prepare_torchvision
 
         replaced = prepare_torchvision() is not None
     except ImportError as error:

@@ -19,13 +19,13 @@ from .store.errors import UsageError
 from .store.spec import CacheSpec, Preprocess, require_same
 
 if TYPE_CHECKING:
-    from .decode.predict import EntryPrediction
-    from .decode.runs import Run
-    from .decode.stream import StreamPrediction, StreamPredictor
-    from .extract.backbones import Backbone
-    from .extract.progress import DamagedVideo
+    from .decode.judging.predict import EntryPrediction
+    from .decode.judging.stream import StreamPrediction, StreamPredictor
+    from .decode.runs.run import Run
+    from .extract.backbones.loading import Backbone
     from .extract.readers.base import VideoStream
     from .extract.sources import VideoSource
+    from .extract.stages.progress import DamagedVideo
     from .store.failures import FailureRecord
 
 GROUP_VIDEOS = 16
@@ -125,9 +125,9 @@ def _predict_group(
     where: str,
 ) -> VideoPredictions:
     """Predict videos through a cache that is gone afterwards."""
-    from .decode.predict import predict_entries
-    from .extract.pipeline import fill_cache
+    from .decode.judging.predict import predict_entries
     from .extract.readers import get_reader
+    from .extract.stages.pipeline import fill_cache
     from .store.cache import create_cache
 
     place = {source.id: i for i, source in enumerate(sources)}
@@ -168,7 +168,7 @@ def stream_videos(
             if isinstance(event, StreamedFrame):
                 print(event.prediction)
     """
-    from .decode.stream import StreamPredictor
+    from .decode.judging.stream import StreamPredictor
     from .extract.sources import resolve_sources
 
     opened = _opened(run)
@@ -241,7 +241,7 @@ def _predicted(
     stream: VideoStream, backbone: Backbone, predictor: StreamPredictor
 ) -> Iterator[StreamPrediction]:
     """A prediction for every frame of an open video."""
-    from .extract.preprocess import resize_frames
+    from .extract.backbones.preprocess import resize_frames
 
     for batch in stream:
         tokens = backbone.encode(resize_frames(batch.frames, backbone.preprocess))
@@ -258,7 +258,7 @@ def load_backbone_of(
 
     Raises UsageError when it has to be named again, FingerprintError when it is another one.
     """
-    from .extract.backbones import cache_spec, load_backbone
+    from .extract.backbones.loading import cache_spec, load_backbone
     from .extract.protocols import prepared_as
 
     spec = run.about.spec
@@ -291,7 +291,7 @@ def _known_preprocess(run: Run, spec: CacheSpec) -> Preprocess:
 
 def _require_named(run: Run, spec: CacheSpec, *, backbone: str | None, weights: str | None) -> None:
     """UsageError for a backbone or weights that are nobody's but the run's own word."""
-    from .extract.weights import random_seed
+    from .extract.backbones.weights import random_seed
 
     if ":" in spec.backbone and backbone is None:
         raise UsageError(
@@ -306,6 +306,6 @@ def _require_named(run: Run, spec: CacheSpec, *, backbone: str | None, weights: 
 
 
 def _opened(run: Run | str | Path) -> Run:
-    from .decode.runs import open_run
+    from .decode.runs.run import open_run
 
     return open_run(run) if isinstance(run, (str, Path)) else run

@@ -37,7 +37,7 @@ from vis4mer.demo_tokens import CLASSES, Question, write_token_demo
 from vis4mer.store.errors import Vis4merError
 
 if TYPE_CHECKING:
-    from vis4mer.decode.progress import TrainProgress
+    from vis4mer.decode.training.progress import TrainProgress
 
 SEEDS = {"60x1x1": (0, 1, 2), "60x4x4": (0, 1, 2), "60x14x14": (0,)}
 LIMIT_SECONDS = 600.0
@@ -133,9 +133,7 @@ def settings(rows: dict[Key, dict[str, Any]]) -> dict[tuple[str, str, str], Long
             score = LongRangeScore(**{name: row[name] for name in fields})
             grouped[key.tokens, key.contender, key.question].append(score)
     return {
-        place: LongRangeSetting(
-            scores=tuple(scores), chance=1 / len(CLASSES[scores[0].question])
-        )
+        place: LongRangeSetting(scores=tuple(scores), chance=1 / len(CLASSES[scores[0].question]))
         for place, scores in grouped.items()
     }
 
@@ -182,9 +180,7 @@ def names(choices: Sequence[str]) -> Any:
     def parse(text: str) -> list[str]:
         chosen = text.split(",")
         if unknown := [name for name in chosen if name not in choices]:
-            raise argparse.ArgumentTypeError(
-                f"{unknown[0]} is none of {', '.join(choices)}"
-            )
+            raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(choices)}")
         return chosen
 
     return parse

@@ -32,11 +32,11 @@ def peak_megabytes() -> float:
 
 def extract(video: str, backbone_name: str) -> dict[str, float]:
     """Peaks of one extraction in this process, and what one batch of its frames weighs."""
-    from vis4mer.extract.backbones import cache_spec, load_backbone
-    from vis4mer.extract.pipeline import fill_cache
+    from vis4mer.extract.backbones.loading import cache_spec, load_backbone
     from vis4mer.extract.readers import get_reader
     from vis4mer.extract.sampling import Every
     from vis4mer.extract.sources import resolve_sources
+    from vis4mer.extract.stages.pipeline import fill_cache
     from vis4mer.store.cache import create_cache
 
     backbone = load_backbone(backbone_name, weights="random:0", device="cpu")

@@ -26,13 +26,13 @@ import numpy as np
 import torch
 from common import describe_machine
 from torch import Tensor, nn
-from vis4mer.extract.backbones import Backbone, cache_spec, load_backbone
-from vis4mer.extract.pipeline import fill_cache
-from vis4mer.extract.plan import hash_file
-from vis4mer.extract.preprocess import resize_frames
+from vis4mer.extract.backbones.loading import Backbone, cache_spec, load_backbone
+from vis4mer.extract.backbones.preprocess import resize_frames
+from vis4mer.extract.planning.plan import hash_file
 from vis4mer.extract.readers import Reader, VideoError, VideoStream, get_reader
 from vis4mer.extract.sampling import Every, Moments
 from vis4mer.extract.sources import VideoSource, resolve_sources
+from vis4mer.extract.stages.pipeline import fill_cache
 from vis4mer.store.cache import create_cache
 from vis4mer.store.records import SourceRecord
 

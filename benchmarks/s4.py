@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from vis4mer.decode.batch import TokenBatch
+from vis4mer.decode.data.batch import TokenBatch
 from vis4mer.decode.decoders import build_decoder
 from vis4mer.decode.mixers.s4 import S4Mixer, S4Options
 from vis4mer.decode.ssm.base import as_complex

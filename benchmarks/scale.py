@@ -31,8 +31,8 @@ from unittest import mock
 import numpy as np
 import torch
 from common import describe_machine
-from vis4mer.decode.loader import TrainLoader
-from vis4mer.decode.plan import WindowPlan, split_samples
+from vis4mer.decode.data.loader import TrainLoader
+from vis4mer.decode.data.plan import WindowPlan, split_samples
 from vis4mer.store.cache import Cache, create_cache, open_cache
 from vis4mer.store.records import SourceRecord
 from vis4mer.store.spec import CacheSpec, Sampling

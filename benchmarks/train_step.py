@@ -22,10 +22,10 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch.nn.functional import cross_entropy
-from vis4mer.decode.batch import TokenBatch
 from vis4mer.decode.config import OptimizerConfig
+from vis4mer.decode.data.batch import TokenBatch
 from vis4mer.decode.decoders import build_decoder
-from vis4mer.decode.optim import build_optimizer
+from vis4mer.decode.training.optim import build_optimizer
 
 
 @dataclass(frozen=True)

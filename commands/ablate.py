@@ -120,7 +120,7 @@ def _sweep(
 
     from ..decode.ablate.presets import build_preset
     from ..decode.ablate.sweep import Axis, Sweep, read_sweep
-    from ..decode.many import parse_seeds
+    from ..decode.training.many import parse_seeds
 
     if config is not None and preset is not None:
         raise UsageError("--config and --preset: give one of them")

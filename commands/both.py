@@ -41,7 +41,7 @@ def predict(
     Example: vis4mer predict new.mp4 --run runs/s4 --stream
     """
     from .. import predict as predicting
-    from ..decode.runs import open_run
+    from ..decode.runs.run import open_run
 
     opened = open_run(run)
     if stream:
@@ -135,7 +135,7 @@ def _long_range(
     device: str,
     report: Callable[[str], None],
 ) -> LongRangeResult:
-    from ..decode.many import parse_seeds
+    from ..decode.training.many import parse_seeds
     from ..demo_long_range import DECODERS, run_long_range
 
     return run_long_range(

@@ -62,10 +62,10 @@ def train_decoder(
     --run runs/s4
     """
     from ..decode.config import load_config
-    from ..decode.many import over_seeds, plan_training
-    from ..decode.pretrained import read_encoder
-    from ..decode.runs import open_run
+    from ..decode.pretraining.encoder import read_encoder
+    from ..decode.runs.run import open_run
     from ..decode.train import train_decoders
+    from ..decode.training.many import over_seeds, plan_training
     from ..store.cache import open_cache
 
     opened = open_cache(cache)
@@ -124,7 +124,7 @@ def import_weights(
     Example: vis4mer import-weights scene.pth --tokens 60x14x14+cls --cache lvu.zarr
     --task lvu/scene --run runs/released
     """
-    from ..decode import import_weights as importing
+    from ..decode.released import importing
     from ..store.cache import open_cache
 
     summary = importing.import_weights(
@@ -149,8 +149,8 @@ def evaluate(
 
     Example: vis4mer evaluate --run runs/s4 --cache lvu.zarr --split test
     """
-    from ..decode.evaluate import evaluate_run
-    from ..decode.runs import open_run
+    from ..decode.judging.evaluate import evaluate_run
+    from ..decode.runs.run import open_run
     from ..store.cache import open_cache
 
     with console.Progress() as show:

@@ -224,7 +224,7 @@ def label(
 
     Example: vis4mer label lvu.zarr --dataset lvu --annotations lvu_1.0 --task scene
     """
-    from ..extract.labelling import label_cache
+    from ..extract.annotations.labelling import label_cache
 
     result = label_cache(
         cache, dataset, annotations=annotations, videos=videos, tasks=parse_names(task)

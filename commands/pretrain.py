@@ -40,8 +40,8 @@ def pretrain(
 
     Example: vis4mer pretrain --cache lvu.zarr --tokens 60x7x7 --task lvu/scene --run runs/pre
     """
-    from ..decode import pretrain as pretraining
-    from ..decode.pretrain_config import load_pretrain_config
+    from ..decode.pretraining import train as pretraining
+    from ..decode.pretraining.config import load_pretrain_config
     from ..store.cache import open_cache
 
     flags = {

@@ -22,7 +22,7 @@ from ..store.errors import FieldDifference, UsageError
 from ..store.fields import flatten
 from ..store.keys import task_path
 from ..store.views import TokenView
-from .protocols import Protocol, with_protocol
+from .training.protocols import Protocol, with_protocol
 from .typed import build, convert, refuse
 
 Schedule = Literal["cosine", "plateau", "constant"]

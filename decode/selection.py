@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from .clips import to_device
+from .data.clips import to_device
 from .skeleton import Block, Tokens, masked_mean
 
 

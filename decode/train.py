@@ -19,15 +19,15 @@ from pathlib import Path
 
 from ..store.cache import Cache
 from ..store.errors import UsageError
-from .begin import require_own_directory
 from .config import TrainConfig
-from .job import Job, prepare_job
-from .pretrained import PretrainedEncoder
-from .progress import OnProgress
-from .results import TrainResult
-from .runs import lock_run, open_run
-from .sharing import SHARE_BYTES, choose_blocks
-from .side_by_side import Outcome, Pass
+from .data.sharing import SHARE_BYTES, choose_blocks
+from .pretraining.encoder import PretrainedEncoder
+from .runs.results import TrainResult
+from .runs.run import lock_run, open_run
+from .training.begin import require_own_directory
+from .training.job import Job, prepare_job
+from .training.progress import OnProgress
+from .training.side_by_side import Outcome, Pass
 
 # What runs of one pass have in common: the reads, and how they are made.
 SHARED = (

@@ -17,7 +17,7 @@ from ..store.errors import UsageError
 from ..store.spec import Preprocess, Sampling
 
 if TYPE_CHECKING:
-    from .backbones import Backbone
+    from .backbones.loading import Backbone
 
 ProtocolName = Literal["clean", "official"]
 

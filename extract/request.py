@@ -20,18 +20,18 @@ from ..store.cache import Cache, create_cache, find_cache
 from ..store.errors import UsageError
 from ..store.spec import CacheSpec, ComputeDtype, StoredDtype, require_writable
 from ..store.tasks import Split
+from .annotations.finding import find_request
+from .annotations.labelling import save_tables
 from .annotations.presets import find_preset
-from .dry_run import ExtractPlan, plan_extraction
-from .finding import find_request
-from .labelling import save_tables
-from .progress import ExtractSummary
+from .planning.dry_run import ExtractPlan, plan_extraction
 from .protocols import ProtocolName, protocol_named, sampling_of
 from .readers import get_reader
 from .readers.base import Reader
+from .stages.progress import ExtractSummary
 
 if TYPE_CHECKING:
-    from .backbones import Backbone
-    from .pipeline import OnProgress
+    from .backbones.loading import Backbone
+    from .stages.pipeline import OnProgress
 
 DEFAULT_BACKBONE = "vit_large_patch16_224.augreg_in21k"  # the encoder of the ViS4mer paper
 OnNote = Callable[[str], None]
@@ -81,7 +81,7 @@ def extract_videos(
     Raises UsageError for a request that cannot be understood, FingerprintError when the cache was
     made with other settings, StorageError when it cannot be written.
     """
-    from .pipeline import fill_cache
+    from .stages.pipeline import fill_cache
 
     making = _making(
         dataset,
@@ -210,7 +210,7 @@ def plan_videos(
     plan = replace(plan, notes=request.notes)
     if not probe or not plan.present.frames + plan.absent.frames:
         return plan
-    from .probe import probe_rates
+    from .planning.probe import probe_rates
 
     planned = set(plan.to_extract)
     rates = probe_rates(
@@ -248,7 +248,7 @@ class _Making:
         self, *, weights: str, device: str, compute_dtype: ComputeDtype | None = None
     ) -> Backbone:
         """The backbone with the protocol's preprocessing."""
-        from .backbones import load_backbone
+        from .backbones.loading import load_backbone
 
         loaded = load_backbone(
             self.backbone, weights=weights, device=device, compute_dtype=compute_dtype
@@ -256,7 +256,7 @@ class _Making:
         return protocol_named(self.protocol).apply(loaded)
 
     def spec(self, loaded: Backbone) -> CacheSpec:
-        from .backbones import cache_spec
+        from .backbones.loading import cache_spec
 
         sampling = sampling_of(
             self.protocol,

@@ -74,7 +74,7 @@ def _accuracy(setting: LongRangeSetting) -> str:
 
 def prediction_lines(output: Sequence[float], classes: Sequence[str], *, top: int) -> list[str]:
     """The most probable classes in words, or the predicted value."""
-    from ..decode.predict import top_classes
+    from ..decode.judging.predict import top_classes
 
     if not classes:
         return [f"{output[0]:.4f}"]

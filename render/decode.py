@@ -21,13 +21,13 @@ from ..console import (
 
 if TYPE_CHECKING:
     from ..decode.decoders.about import DecoderAbout
-    from ..decode.import_weights import ImportSummary
-    from ..decode.many import OverSeeds
-    from ..decode.metrics import EvaluationResult
-    from ..decode.progress import TrainProgress
-    from ..decode.results import TrainResult
-    from ..decode.runlog import EpochMetrics
-    from ..decode.side_by_side import Outcome
+    from ..decode.judging.metrics import EvaluationResult
+    from ..decode.released.importing import ImportSummary
+    from ..decode.runs.results import TrainResult
+    from ..decode.runs.runlog import EpochMetrics
+    from ..decode.training.many import OverSeeds
+    from ..decode.training.progress import TrainProgress
+    from ..decode.training.side_by_side import Outcome
 
 
 class TrainingDisplay:

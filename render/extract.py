@@ -17,8 +17,8 @@ from ..console import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..extract.labelling import LabelResult, TableChange
-    from ..extract.progress import ExtractProgress, ExtractSummary
+    from ..extract.annotations.labelling import LabelResult, TableChange
+    from ..extract.stages.progress import ExtractProgress, ExtractSummary
 
 
 def show_extraction(show: Progress, progress: ExtractProgress) -> None:

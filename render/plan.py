@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from ..console import counted, human_bytes, human_seconds, print_json, print_line, print_table
 
 if TYPE_CHECKING:
-    from ..extract.dry_run import Amount, ExtractPlan, Profile
-    from ..extract.probe import ProbeResult
+    from ..extract.planning.dry_run import Amount, ExtractPlan, Profile
+    from ..extract.planning.probe import ProbeResult
 
 _SHOWN = 20  # unreadable videos; --json has them all
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..console import counted, human_bytes, human_seconds, print_json, print_line
 
 if TYPE_CHECKING:
-    from ..decode.pretrain import PretrainResult
+    from ..decode.pretraining.train import PretrainResult
 
 
 def print_pretraining(result: PretrainResult, *, as_json: bool) -> None:

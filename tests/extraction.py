@@ -17,11 +17,11 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from vis4mer.extract.backbones import Backbone, cache_spec
+from vis4mer.extract.backbones.loading import Backbone, cache_spec
+from vis4mer.extract.backbones.weights import hash_weights
 from vis4mer.extract.readers.base import FrameBatch, VideoError, VideoInfo
 from vis4mer.extract.sampling import Every, Moments
 from vis4mer.extract.sources import VideoSource, resolve_sources
-from vis4mer.extract.weights import hash_weights
 from vis4mer.store.cache import Cache, create_cache
 from vis4mer.store.spec import Preprocess
 

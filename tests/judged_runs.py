@@ -7,10 +7,10 @@ from pathlib import Path
 
 from caches import make_spec
 from vis4mer.decode.config import load_config
-from vis4mer.decode.coverage import Coverage
-from vis4mer.decode.metrics import EvaluationResult, VideoPrediction
-from vis4mer.decode.results import BestTestEpoch, JudgedWeights, TrainResult
-from vis4mer.decode.runs import ImportedWeights, RunAbout, versions, write_about, write_results
+from vis4mer.decode.judging.coverage import Coverage
+from vis4mer.decode.judging.metrics import EvaluationResult, VideoPrediction
+from vis4mer.decode.runs.results import BestTestEpoch, JudgedWeights, TrainResult
+from vis4mer.decode.runs.run import ImportedWeights, RunAbout, versions, write_about, write_results
 
 CLASSES = ("calm", "wild")
 

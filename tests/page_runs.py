@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from caches import make_spec
 from vis4mer.decode.config import load_config
-from vis4mer.decode.coverage import Coverage
-from vis4mer.decode.metrics import EvaluationResult, VideoPrediction
-from vis4mer.decode.results import JudgedWeights, TrainResult
-from vis4mer.decode.runlog import EpochMetrics
-from vis4mer.decode.runs import RunAbout, versions, write_about, write_results
-from vis4mer.decode.timelines import VideoTimeline, write_timelines
+from vis4mer.decode.judging.coverage import Coverage
+from vis4mer.decode.judging.metrics import EvaluationResult, VideoPrediction
+from vis4mer.decode.runs.results import JudgedWeights, TrainResult
+from vis4mer.decode.runs.run import RunAbout, versions, write_about, write_results
+from vis4mer.decode.runs.runlog import EpochMetrics
+from vis4mer.decode.runs.timelines import VideoTimeline, write_timelines
 
 
 def make_timeline(video_id: str, label: float, outputs, *, window=4.0, stride=1.0):

@@ -19,8 +19,8 @@ from vis4mer.decode.ablate.rows import SweepRow, over_seeds
 from vis4mer.decode.ablate.running import run_sweep
 from vis4mer.decode.ablate.sweep import Axis, Sweep
 from vis4mer.decode.ablate.table import settings_csv
-from vis4mer.decode.learner import Learner
 from vis4mer.decode.train import train_decoder
+from vis4mer.decode.training.learner import Learner
 from vis4mer.store.cache import open_cache
 from vis4mer.store.tasks import TaskRow
 

@@ -10,13 +10,18 @@ from token_batches import cut, padded, token_batch
 from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from vis4mer.decode.batch import TokenBatch, TokenShape
-from vis4mer.decode.checkpoints import Checkpoint, load_model, read_checkpoint, write_checkpoint
+from vis4mer.decode.data.batch import TokenBatch, TokenShape
 from vis4mer.decode.decoders import build_decoder, decoder_options, describe_decoders
 from vis4mer.decode.mixers import mixer_class
 from vis4mer.decode.mixers.heads import sinusoids
 from vis4mer.decode.mixers.orthoformer import choose_landmarks
 from vis4mer.decode.mixers.performer import orthogonal_features
+from vis4mer.decode.runs.checkpoints import (
+    Checkpoint,
+    load_model,
+    read_checkpoint,
+    write_checkpoint,
+)
 from vis4mer.store.errors import UsageError
 
 KINDS = {

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from vis4mer.extract.backbones import Backbone, cache_spec, load_backbone
-from vis4mer.extract.torchvision_shim import prepare_torchvision
-from vis4mer.extract.weights import hash_weights
+from vis4mer.extract.backbones.loading import Backbone, cache_spec, load_backbone
+from vis4mer.extract.backbones.torchvision_shim import prepare_torchvision
+from vis4mer.extract.backbones.weights import hash_weights
 from vis4mer.store.errors import UsageError, Vis4merError
 from vis4mer.store.spec import Preprocess, Sampling
 
@@ -232,7 +232,7 @@ def test_a_hub_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
 
 PLUGIN = """
 import torch
-from vis4mer.extract.backbones import PluginBackbone
+from vis4mer.extract.backbones.loading import PluginBackbone
 from vis4mer.store.spec import Preprocess
 
 class Halves(torch.nn.Module):

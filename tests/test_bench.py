@@ -11,7 +11,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 from vis4mer.cli import app
-from vis4mer.decode.batch import TokenShape
 from vis4mer.decode.bench import child
 from vis4mer.decode.bench.figure import check_figure_path, draw_costs
 from vis4mer.decode.bench.measure import run_bench, turn_order
@@ -25,6 +24,7 @@ from vis4mer.decode.bench.worker import (
     ChildWorker,
     Turn,
 )
+from vis4mer.decode.data.batch import TokenShape
 from vis4mer.decode.decoders import DECODERS, build_decoder
 from vis4mer.decode.report.published import published_cost
 from vis4mer.store.errors import UsageError

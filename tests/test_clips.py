@@ -12,14 +12,14 @@ import media
 import numpy as np
 import pytest
 import torch
-from vis4mer.extract.backbones import Backbone, cache_spec, load_backbone
-from vis4mer.extract.clip_backbones import ClipTokens
-from vis4mer.extract.pipeline import fill_cache
-from vis4mer.extract.preprocess import normalise, resize_frames
+from vis4mer.extract.backbones.clips import ClipTokens
+from vis4mer.extract.backbones.loading import Backbone, cache_spec, load_backbone
+from vis4mer.extract.backbones.preprocess import normalise, resize_frames
+from vis4mer.extract.backbones.torchvision_shim import prepare_torchvision
 from vis4mer.extract.readers import get_reader
 from vis4mer.extract.sampling import Slots
 from vis4mer.extract.sources import VideoSource
-from vis4mer.extract.torchvision_shim import prepare_torchvision
+from vis4mer.extract.stages.pipeline import fill_cache
 from vis4mer.store.cache import Cache, create_cache
 from vis4mer.store.errors import UsageError, Vis4merError
 from vis4mer.store.spec import Preprocess, Sampling

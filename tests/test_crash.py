@@ -27,7 +27,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import extraction as ex
 import torch
-from vis4mer.extract.pipeline import fill_cache
+from vis4mer.extract.stages.pipeline import fill_cache
 from vis4mer.extract.readers import get_reader
 from vis4mer.extract.sources import resolve_sources
 from vis4mer.store.spec import Sampling

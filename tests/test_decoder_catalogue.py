@@ -7,11 +7,16 @@ import torch
 from token_batches import cut, float64, padded, token_batch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from vis4mer.decode.batch import TokenBatch
-from vis4mer.decode.checkpoints import Checkpoint, load_model, read_checkpoint, write_checkpoint
-from vis4mer.decode.clips import Clip, collate
+from vis4mer.decode.data.batch import TokenBatch
+from vis4mer.decode.data.clips import Clip, collate
 from vis4mer.decode.decoders import build_decoder, decoder_options
-from vis4mer.decode.learner import training_loss
+from vis4mer.decode.runs.checkpoints import (
+    Checkpoint,
+    load_model,
+    read_checkpoint,
+    write_checkpoint,
+)
+from vis4mer.decode.training.learner import training_loss
 from vis4mer.store.errors import UsageError
 
 SMALL_STAM = {"depth": 2, "feedforward": 64, "dropout": 0.0}

@@ -12,12 +12,12 @@ from token_batches import cut, float64, padded, token_batch
 from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from vis4mer.decode.batch import TokenBatch, TokenShape
-from vis4mer.decode.clips import Clip, collate
+from vis4mer.decode.data.batch import TokenBatch, TokenShape
+from vis4mer.decode.data.clips import Clip, collate
 from vis4mer.decode.decoders import DECODERS, build_decoder, decoder_options, describe_decoders
-from vis4mer.decode.learner import training_loss
 from vis4mer.decode.mixers import MIXERS, mixer_class
 from vis4mer.decode.mixers.ssm import SsmMixer
+from vis4mer.decode.training.learner import training_loss
 from vis4mer.store.errors import UsageError
 
 VARIANTS = ["paper", "official"]

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 from vis4mer import demo
-from vis4mer.decode.runs import open_run
+from vis4mer.decode.runs.run import open_run
 from vis4mer.demo_clips import (
     CLIP_SECONDS,
     EVENT_SECONDS,

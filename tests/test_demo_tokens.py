@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 from vis4mer import demo_long_range
 from vis4mer.cli import app
+from vis4mer.decode.data.plan import WindowPlan
 from vis4mer.decode.decoders import DECODERS, build_decoder
-from vis4mer.decode.plan import WindowPlan
 from vis4mer.demo_long_range import (
     CONTENDERS,
     LEFT_OUT,
@@ -201,7 +201,7 @@ def test_writing_again_keeps_what_is_there_and_adds_what_is_lost(written):
 
 
 def outputs(run):
-    from vis4mer.decode.runs import open_run
+    from vis4mer.decode.runs.run import open_run
 
     return {p.id: p for p in open_run(run).results().test.predictions}
 

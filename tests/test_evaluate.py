@@ -6,12 +6,12 @@ import torch
 from caches import make_cache, make_spec, write_tokens
 from torch import nn
 from vis4mer.decode.config import load_config
+from vis4mer.decode.data.plan import WindowPlan
 from vis4mer.decode.device import Compute
-from vis4mer.decode.evaluate import evaluate_run, evaluate_split
-from vis4mer.decode.plan import WindowPlan
-from vis4mer.decode.predict import predict_entries
-from vis4mer.decode.runs import open_run
-from vis4mer.decode.stream import StreamPredictor, tokens_as_stored
+from vis4mer.decode.judging.evaluate import evaluate_run, evaluate_split
+from vis4mer.decode.judging.predict import predict_entries
+from vis4mer.decode.judging.stream import StreamPredictor, tokens_as_stored
+from vis4mer.decode.runs.run import open_run
 from vis4mer.decode.train import train_decoder
 from vis4mer.store.cache import create_cache
 from vis4mer.store.errors import FingerprintError, UsageError, Vis4merError

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from caches import make_spec, write_tokens
 from torch import nn
+from vis4mer.decode.data.plan import WindowPlan
 from vis4mer.decode.device import Compute
-from vis4mer.decode.evaluate import evaluate_split
-from vis4mer.decode.plan import WindowPlan
+from vis4mer.decode.judging.evaluate import evaluate_split
 from vis4mer.store.cache import create_cache
 from vis4mer.store.tasks import TaskRow, TaskTable
 

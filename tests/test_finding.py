@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from lvu_files import DURATIONS, SMALL, write_lvu
-from vis4mer.extract.finding import Request, find_request, read_annotations
+from vis4mer.extract.annotations.finding import Request, find_request, read_annotations
 from vis4mer.store.errors import UsageError
 from vis4mer.store.spec import Sampling
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from token_batches import float64, padded, token_batch
-from vis4mer.decode.batch import TokenBatch, TokenShape
+from vis4mer.decode.data.batch import TokenBatch, TokenShape
 from vis4mer.decode.decoders import build_decoder
 
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from caches import make_spec
+from vis4mer.decode.data.plan import WindowPlan
 from vis4mer.decode.decoders import build_decoder
-from vis4mer.decode.horizon import kernel_horizon_seconds
-from vis4mer.decode.plan import WindowPlan
+from vis4mer.decode.judging.horizon import kernel_horizon_seconds
 
 
 @pytest.mark.parametrize(("fps", "seconds", "grid"), [(1.0, 60.0, (1, 1)), (2.0, 40.0, (2, 2))])

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from test_cli import refused
 from test_cli import run as run_command
 from token_batches import cut, token_batch
-from vis4mer.decode.batch import TokenShape
+from vis4mer.decode.data.batch import TokenShape
 from vis4mer.decode.decoders import build_decoder
-from vis4mer.decode.import_weights import import_weights
-from vis4mer.decode.predict import predict_entries
-from vis4mer.decode.runs import open_run
+from vis4mer.decode.judging.predict import predict_entries
+from vis4mer.decode.released.importing import import_weights
+from vis4mer.decode.runs.run import open_run
 from vis4mer.store.errors import CacheFormatError, UsageError, Vis4merError
 
 FRAMES = {"even": 8, "odd at the end": 11, "odd at the start": 9}  # of 4 or 5 tokens

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from caches import make_spec, write_tokens
 from lvu_files import SMALL, write_lvu
-from vis4mer.extract.labelling import label_cache
+from vis4mer.extract.annotations.labelling import label_cache
 from vis4mer.store.cache import Cache, create_cache
 from vis4mer.store.errors import UsageError
 from vis4mer.store.spec import Sampling

@@ -3,8 +3,8 @@
 from collections import defaultdict
 
 import pytest
-from vis4mer.decode.lanes import LaneWindow, consecutive_windows, lane_steps
-from vis4mer.decode.plan import Stretch
+from vis4mer.decode.data.lanes import LaneWindow, consecutive_windows, lane_steps
+from vis4mer.decode.data.plan import Stretch
 from vis4mer.store.windows import Window
 
 

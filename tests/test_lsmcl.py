@@ -12,18 +12,18 @@ from test_train import tensors
 from token_batches import padded, token_batch
 from typer.testing import CliRunner
 from vis4mer.cli import app
-from vis4mer.decode.batch import TokenShape
-from vis4mer.decode.checkpoints import read_checkpoint
-from vis4mer.decode.clip_pairs import PairBatch, PairLoader, Video, draw_pair
-from vis4mer.decode.contrast import NOBODY, KeyQueue, info_nce, mask_tokens
+from vis4mer.decode.data.batch import TokenShape
+from vis4mer.decode.data.plan import WindowPlan
 from vis4mer.decode.decoders import build_decoder
 from vis4mer.decode.device import Compute
-from vis4mer.decode.lsmcl import Lsmcl
-from vis4mer.decode.plan import WindowPlan
-from vis4mer.decode.pretrain import pretrain
-from vis4mer.decode.pretrain_config import load_pretrain_config
-from vis4mer.decode.pretrained import open_pretrain_run, read_encoder
-from vis4mer.decode.runs import open_run
+from vis4mer.decode.pretraining.clip_pairs import PairBatch, PairLoader, Video, draw_pair
+from vis4mer.decode.pretraining.config import load_pretrain_config
+from vis4mer.decode.pretraining.contrast import NOBODY, KeyQueue, info_nce, mask_tokens
+from vis4mer.decode.pretraining.encoder import open_pretrain_run, read_encoder
+from vis4mer.decode.pretraining.lsmcl import Lsmcl
+from vis4mer.decode.pretraining.train import pretrain
+from vis4mer.decode.runs.checkpoints import read_checkpoint
+from vis4mer.decode.runs.run import open_run
 from vis4mer.decode.train import train_decoder
 from vis4mer.store.errors import CacheFormatError, UsageError, Vis4merError
 

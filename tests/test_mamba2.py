@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from token_batches import cut, float64, padded, token_batch
-from vis4mer.decode.batch import TokenBatch, TokenShape
+from vis4mer.decode.data.batch import TokenBatch, TokenShape
 from vis4mer.decode.decoders import build_decoder
 from vis4mer.decode.decoders.mamba2 import reverse, reversed_places, scan
-from vis4mer.decode.optim import dynamics_parameters
+from vis4mer.decode.training.optim import dynamics_parameters
 
 OPTIONS = {"width": 12, "depth": 2, "state_size": 5, "heads": 3, "chunk": 7}
 

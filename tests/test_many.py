@@ -8,9 +8,9 @@ from caches import make_cache
 from typer.testing import CliRunner
 from vis4mer.cli import app
 from vis4mer.decode.config import TrainConfig, load_config
-from vis4mer.decode.many import over_seeds, parse_seeds, plan_training
-from vis4mer.decode.runs import open_run
+from vis4mer.decode.runs.run import open_run
 from vis4mer.decode.train import train_decoders
+from vis4mer.decode.training.many import over_seeds, parse_seeds, plan_training
 from vis4mer.store.errors import UsageError
 from vis4mer.store.tasks import TaskTable
 
@@ -148,7 +148,7 @@ def test_what_cannot_be_asked_for_is_one_line(tmp_path):
 
 @pytest.mark.parametrize(("wild", "exit_code"), [((1,), 3), ((0, 1), 1)])
 def test_a_run_that_fails_is_said_by_exit_code_and_line(tmp_path, monkeypatch, wild, exit_code):
-    from vis4mer.decode.learner import DivergedError, Learner
+    from vis4mer.decode.training.learner import DivergedError, Learner
 
     step = Learner.step
 

@@ -8,13 +8,18 @@ import torch
 from token_batches import cut, float64, padded, token_batch
 from torch import nn
 from torch.nn import functional
-from vis4mer.decode.batch import TokenBatch, TokenShape
-from vis4mer.decode.checkpoints import Checkpoint, load_model, read_checkpoint, write_checkpoint
+from vis4mer.decode.data.batch import TokenBatch, TokenShape
+from vis4mer.decode.data.lanes import lane_steps
+from vis4mer.decode.data.plan import Stretch
 from vis4mer.decode.decoders import build_decoder, decoder_options
 from vis4mer.decode.decoders.memory_attention import Compressor
 from vis4mer.decode.decoders.memory_state import MemoryState
-from vis4mer.decode.lanes import lane_steps
-from vis4mer.decode.plan import Stretch
+from vis4mer.decode.runs.checkpoints import (
+    Checkpoint,
+    load_model,
+    read_checkpoint,
+    write_checkpoint,
+)
 from vis4mer.store.errors import CacheFormatError, UsageError
 from vis4mer.store.windows import Window
 

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from vis4mer.decode.coverage import Coverage
-from vis4mer.decode.metrics import (
+from vis4mer.decode.judging.coverage import Coverage
+from vis4mer.decode.judging.metrics import (
     EvaluationResult,
     VideoPrediction,
     predict_video,

@@ -11,15 +11,15 @@ import torch
 from caches import make_cache
 from torch import nn
 from vis4mer.decode.config import load_config
+from vis4mer.decode.data.loader import epoch_draws, in_blocks
+from vis4mer.decode.data.plan import Stretch, WindowPlan, split_samples
+from vis4mer.decode.data.sharing import choose_blocks
 from vis4mer.decode.device import Compute
-from vis4mer.decode.judging import Candidate, Judged, NotFiniteError, judge, judge_all
-from vis4mer.decode.learner import DivergedError, Learner
-from vis4mer.decode.loader import epoch_draws, in_blocks
-from vis4mer.decode.plan import Stretch, WindowPlan, split_samples
-from vis4mer.decode.runs import open_run
-from vis4mer.decode.sharing import choose_blocks
-from vis4mer.decode.timelines import read_timelines
+from vis4mer.decode.judging.judge import Candidate, Judged, NotFiniteError, judge, judge_all
+from vis4mer.decode.runs.run import open_run
+from vis4mer.decode.runs.timelines import read_timelines
 from vis4mer.decode.train import train_decoder, train_decoders
+from vis4mer.decode.training.learner import DivergedError, Learner
 from vis4mer.store.cache import Cache
 from vis4mer.store.errors import UsageError
 from vis4mer.store.tasks import TaskRow, TaskTable

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from vis4mer.decode.batch import TokenShape
 from vis4mer.decode.config import OptimizerConfig
+from vis4mer.decode.data.batch import TokenShape
 from vis4mer.decode.decoders import build_decoder
-from vis4mer.decode.optim import (
+from vis4mer.decode.training.optim import (
     LearningRate,
     build_optimizer,
     load_optimizer_tensors,

@@ -11,7 +11,7 @@ import extraction as ex
 import numpy as np
 import pytest
 import torch
-from vis4mer.extract.pipeline import fill_cache
+from vis4mer.extract.stages.pipeline import fill_cache
 from vis4mer.store.cache import open_cache
 from vis4mer.store.errors import FingerprintError, UsageError, Vis4merError
 from vis4mer.store.verify import verify_cache
@@ -452,11 +452,11 @@ def test_whatever_a_stage_raises_every_thread_leaves(
         raise error("told to")
 
     if place == "reading":
-        monkeypatch.setattr("vis4mer.extract.reading.decide", fail)
+        monkeypatch.setattr("vis4mer.extract.stages.reading.decide", fail)
     elif place == "backbone":
-        monkeypatch.setattr("vis4mer.extract.backbone_stage._split", fail)
+        monkeypatch.setattr("vis4mer.extract.stages.encoding._split", fail)
     elif place == "writing":
-        monkeypatch.setattr("vis4mer.extract.progress.Tally.add_frames", fail)
+        monkeypatch.setattr("vis4mer.extract.stages.progress.Tally.add_frames", fail)
     with pytest.raises(error):
         fill_cache(
             ex.videos(folder),

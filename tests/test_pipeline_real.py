@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from vis4mer.extract.backbones import cache_spec, load_backbone
-from vis4mer.extract.pipeline import fill_cache
+from vis4mer.extract.backbones.loading import cache_spec, load_backbone
+from vis4mer.extract.backbones.torchvision_shim import prepare_torchvision
 from vis4mer.extract.readers import get_reader
 from vis4mer.extract.sources import resolve_sources
-from vis4mer.extract.torchvision_shim import prepare_torchvision
+from vis4mer.extract.stages.pipeline import fill_cache
 from vis4mer.store.cache import create_cache
 from vis4mer.store.spec import Sampling
 from vis4mer.store.verify import verify_cache

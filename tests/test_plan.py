@@ -13,12 +13,12 @@ import pytest
 from caches import make_spec
 from typer.testing import CliRunner
 from vis4mer.cli import app
-from vis4mer.extract.backbones import cache_spec
-from vis4mer.extract.dry_run import Amount, ExtractPlan, plan_extraction
-from vis4mer.extract.pipeline import fill_cache
-from vis4mer.extract.plan import largest_first
+from vis4mer.extract.backbones.loading import cache_spec
+from vis4mer.extract.planning.dry_run import Amount, ExtractPlan, plan_extraction
+from vis4mer.extract.planning.plan import largest_first
 from vis4mer.extract.request import extract_videos, plan_videos
 from vis4mer.extract.sources import VideoSource
+from vis4mer.extract.stages.pipeline import fill_cache
 from vis4mer.store.cache import Cache, open_cache
 from vis4mer.store.errors import FingerprintError, UsageError
 from vis4mer.store.spec import CacheSpec, Sampling, StoredDtype
@@ -88,7 +88,9 @@ def test_videos_still_to_be_extracted_are_not_read(
     os.utime(folder / "a.mp4", ns=(1, 1))  # may be another file of this size
     ex.write_video(folder, "b", 1234)  # is another file: its size says so
     hashed: list[str] = []
-    monkeypatch.setattr("vis4mer.extract.plan.hash_file", lambda file: hashed.append(file.name))
+    monkeypatch.setattr(
+        "vis4mer.extract.planning.plan.hash_file", lambda file: hashed.append(file.name)
+    )
     found = plan(folder, path, cache)
     assert (found.to_extract, found.changed) == (("c.mp4",), ("a.mp4", "b.mp4"))
     assert hashed == ["a.mp4"]

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from vis4mer import predict
 from vis4mer.decode.config import DecoderConfig, TrainConfig
-from vis4mer.decode.predict import predict_entries
-from vis4mer.decode.runs import Run, open_run
+from vis4mer.decode.judging.predict import predict_entries
+from vis4mer.decode.runs.run import Run, open_run
 from vis4mer.decode.train import train_decoder
-from vis4mer.extract.backbones import cache_spec, load_backbone
-from vis4mer.extract.pipeline import fill_cache
+from vis4mer.extract.backbones.loading import cache_spec, load_backbone
 from vis4mer.extract.protocols import PROTOCOLS, ProtocolName
 from vis4mer.extract.readers import VideoError, get_reader
 from vis4mer.extract.request import extract_videos
 from vis4mer.extract.sources import resolve_sources
+from vis4mer.extract.stages.pipeline import fill_cache
 from vis4mer.predict import (
     StreamedFrame,
     StreamedVideo,
@@ -210,7 +210,8 @@ def test_only_the_callers_own_word_opens_a_file(
     run = open_run(workspace / "run")
     object.__setattr__(run.about.spec, "weights", weights)
     monkeypatch.setattr(
-        "vis4mer.extract.backbones.load_backbone", lambda *_, **__: pytest.fail("it was loaded")
+        "vis4mer.extract.backbones.loading.load_backbone",
+        lambda *_, **__: pytest.fail("it was loaded"),
     )
     with pytest.raises(UsageError, match="add --weights FILE"):
         load_backbone_of(run, device="cpu")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from vis4mer.extract.preprocess import normalise, preprocess_from_timm, resize_frames
-from vis4mer.extract.torchvision_shim import prepare_torchvision
+from vis4mer.extract.backbones.preprocess import normalise, preprocess_from_timm, resize_frames
+from vis4mer.extract.backbones.torchvision_shim import prepare_torchvision
 from vis4mer.store.errors import UsageError
 from vis4mer.store.spec import Preprocess
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import extraction as ex
 import media
 import pytest
-from vis4mer.extract.probe import READ_SECONDS, ProbeResult, probe_rates
+from vis4mer.extract.planning.probe import READ_SECONDS, ProbeResult, probe_rates
 from vis4mer.extract.request import plan_videos
 from vis4mer.store.spec import Sampling
 
 
 @pytest.fixture(autouse=True)
 def one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vis4mer.extract.probe.ENCODE_SECONDS", 0.0)
+    monkeypatch.setattr("vis4mer.extract.planning.probe.ENCODE_SECONDS", 0.0)
 
 
 def result(**changes: object) -> ProbeResult:

@@ -9,12 +9,12 @@ import media
 import numpy as np
 import pytest
 import torch
-from vis4mer.extract.backbones import cache_spec, load_backbone
-from vis4mer.extract.pipeline import fill_cache
-from vis4mer.extract.preprocess import normalise, resize_frames
+from vis4mer.extract.backbones.loading import cache_spec, load_backbone
+from vis4mer.extract.backbones.preprocess import normalise, resize_frames
 from vis4mer.extract.protocols import PROTOCOLS, prepared_as, protocol_named, sampling_of
 from vis4mer.extract.readers import get_reader
 from vis4mer.extract.sources import VideoSource
+from vis4mer.extract.stages.pipeline import fill_cache
 from vis4mer.store.cache import create_cache
 from vis4mer.store.errors import UsageError
 from vis4mer.store.spec import Preprocess, Sampling

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from judged_runs import write_run
+from vis4mer.decode.judging.statistics import SeedStatistics
 from vis4mer.decode.report.formats import (
     figures_csv,
     latex,
@@ -26,7 +27,6 @@ from vis4mer.decode.report.sheet import (
     short_text,
 )
 from vis4mer.decode.report.table import build_report
-from vis4mer.decode.statistics import SeedStatistics
 
 HOSTILE = r"a|b_c%d&e$f#g{h}\N~^<i>[j]*`k" + "\n\x1b[31m\u202e"
 

@@ -16,8 +16,8 @@ from vis4mer.decode.report.examples import VideoStretch, choose_examples, read_e
 from vis4mer.decode.report.figures import MAX_IDS, SeedCurve, confusion, ranges
 from vis4mer.decode.report.html import render_page, report_runs, shown
 from vis4mer.decode.report.table import build_report
-from vis4mer.decode.runlog import EpochMetrics
-from vis4mer.decode.timelines import write_timelines
+from vis4mer.decode.runs.runlog import EpochMetrics
+from vis4mer.decode.runs.timelines import write_timelines
 from vis4mer.extract.annotations.index import VideoIndex
 from vis4mer.report_page import find_video, read_stills, report_page
 from vis4mer.store.errors import UsageError

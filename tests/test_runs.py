@@ -8,10 +8,10 @@ import pytest
 import torch
 from caches import make_cache
 from safetensors.torch import load_file, save_file
-from vis4mer.decode.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from vis4mer.decode.config import load_config
-from vis4mer.decode.runlog import EpochMetrics, MetricsLog
-from vis4mer.decode.runs import lock_run, open_run
+from vis4mer.decode.runs.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from vis4mer.decode.runs.run import lock_run, open_run
+from vis4mer.decode.runs.runlog import EpochMetrics, MetricsLog
 from vis4mer.decode.train import train_decoder
 from vis4mer.store.errors import CacheFormatError, UsageError, Vis4merError
 from vis4mer.store.files import seal

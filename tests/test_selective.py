@@ -12,11 +12,10 @@ from test_decoders import CountItems
 from test_train import assert_same_run, config
 from token_batches import cut, padded, token_batch
 from torch.nn import functional
-from vis4mer.decode.batch import TokenBatch
 from vis4mer.decode.config import OptimizerConfig
+from vis4mer.decode.data.batch import TokenBatch
 from vis4mer.decode.decoders import build_decoder, decoder_options
-from vis4mer.decode.optim import build_optimizer
-from vis4mer.decode.runs import open_run
+from vis4mer.decode.runs.run import open_run
 from vis4mer.decode.selection import (
     MaskGenerator,
     gather_tokens,
@@ -26,6 +25,7 @@ from vis4mer.decode.selection import (
     top_tokens,
 )
 from vis4mer.decode.train import train_decoder
+from vis4mer.decode.training.optim import build_optimizer
 from vis4mer.store.errors import UsageError
 
 VIEWS = {

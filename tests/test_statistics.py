@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from vis4mer.decode.statistics import (
+from vis4mer.decode.judging.statistics import (
     SeedStatistics,
     bootstrap_interval,
     mcnemar,

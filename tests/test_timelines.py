@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from vis4mer.decode.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from vis4mer.decode.timelines import VideoTimeline, read_timelines, write_timelines
+from vis4mer.decode.runs.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from vis4mer.decode.runs.timelines import VideoTimeline, read_timelines, write_timelines
 from vis4mer.store.errors import CacheFormatError, Vis4merError
 
 

@@ -10,13 +10,13 @@ import torch
 from caches import make_cache, make_spec, write_tokens
 from torch.utils.data import DataLoader
 from vis4mer.decode.config import load_config
-from vis4mer.decode.loader import Timelines, TrainLoader
-from vis4mer.decode.plan import Stretch, WindowPlan, split_samples
-from vis4mer.decode.predict import predict_entries
-from vis4mer.decode.runs import open_run
-from vis4mer.decode.sharing import SharedEpoch
+from vis4mer.decode.data.loader import Timelines, TrainLoader
+from vis4mer.decode.data.plan import Stretch, WindowPlan, split_samples
+from vis4mer.decode.data.sharing import SharedEpoch
+from vis4mer.decode.judging.predict import predict_entries
+from vis4mer.decode.judging.stream import StreamPredictor
+from vis4mer.decode.runs.run import open_run
 from vis4mer.decode.skeleton import GridPool, PairPool, Tokens
-from vis4mer.decode.stream import StreamPredictor
 from vis4mer.decode.train import train_decoder
 from vis4mer.store.cache import create_cache
 from vis4mer.store.errors import UsageError

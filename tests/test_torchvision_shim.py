@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
-from vis4mer.extract import torchvision_shim
+from vis4mer.extract.backbones.loading import torchvision_shim
 
 
 def test_timm_can_be_imported_after_it() -> None:
     program = (
-        "from vis4mer.extract.torchvision_shim import prepare_torchvision\n"
+        "from vis4mer.extract.backbones.torchvision_shim import prepare_torchvision\n"
         "prepare_torchvision(); prepare_torchvision()\n"
         "import timm, torchvision, torch\n"
         "assert hasattr(torch.ops.torchvision, 'nms')\n"

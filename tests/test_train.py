@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from caches import make_cache
-from vis4mer.decode.checkpoints import read_checkpoint
 from vis4mer.decode.config import load_config
-from vis4mer.decode.evaluate import evaluate_run
-from vis4mer.decode.learner import DivergedError, step_seed
-from vis4mer.decode.predict import predict_entries
-from vis4mer.decode.runs import open_run
+from vis4mer.decode.judging.evaluate import evaluate_run
+from vis4mer.decode.judging.predict import predict_entries
+from vis4mer.decode.runs.checkpoints import read_checkpoint
+from vis4mer.decode.runs.run import open_run
 from vis4mer.decode.train import train_decoder
+from vis4mer.decode.training.learner import DivergedError, step_seed
 from vis4mer.store.errors import FingerprintError, UsageError, Vis4merError
 from vis4mer.store.files import StorageError
 from vis4mer.store.tasks import TaskRow, TaskTable

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 from caches import make_cache
-from vis4mer.decode.checkpoints import read_checkpoint
-from vis4mer.decode.runs import lock_run, open_run
+from vis4mer.decode.runs.checkpoints import read_checkpoint
+from vis4mer.decode.runs.run import lock_run, open_run
 from vis4mer.store.errors import Vis4merError
 
 # Trains once for every line on stdin, [cache, run, signal, moment] as JSON, each time in a process

@@ -7,14 +7,14 @@ import pytest
 import torch
 from caches import make_cache, make_spec, write_tokens
 from vis4mer.decode.config import TrainConfig, load_config
-from vis4mer.decode.evaluate import evaluate_run
-from vis4mer.decode.loader import TrainLoader
-from vis4mer.decode.plan import WindowPlan, split_samples
-from vis4mer.decode.predict import predict_entries
-from vis4mer.decode.protocols import PROTOCOLS, departure_note, extraction_note
-from vis4mer.decode.runs import open_run
-from vis4mer.decode.stream import StreamPredictor
+from vis4mer.decode.data.loader import TrainLoader
+from vis4mer.decode.data.plan import WindowPlan, split_samples
+from vis4mer.decode.judging.evaluate import evaluate_run
+from vis4mer.decode.judging.predict import predict_entries
+from vis4mer.decode.judging.stream import StreamPredictor
+from vis4mer.decode.runs.run import open_run
 from vis4mer.decode.train import train_decoder
+from vis4mer.decode.training.protocols import PROTOCOLS, departure_note, extraction_note
 from vis4mer.store.cache import create_cache
 from vis4mer.store.errors import UsageError
 from vis4mer.store.spec import Preprocess, Sampling

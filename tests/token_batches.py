@@ -1,7 +1,7 @@
 """Batches of random tokens for the decoder tests."""
 
 import torch
-from vis4mer.decode.batch import TokenBatch
+from vis4mer.decode.data.batch import TokenBatch
 
 
 def token_batch(*, frames, grid=None, prefix=0, dim=32, batch=2, seed=0):

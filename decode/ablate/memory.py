@@ -19,7 +19,7 @@ from ...store.errors import Vis4merError
 from ...store.files import canonical_json, read_sealed, seal, write_atomic
 from ..bench.worker import ChildWorker
 from ..device import Compute
-from ..runs import RunAbout
+from ..runs.run import RunAbout
 
 Request = Mapping[str, Any]
 Measure = Callable[[Request], int]

@@ -13,8 +13,8 @@ from pathlib import Path
 from ...store.cache import Cache
 from ...store.errors import Vis4merError
 from ..config import TrainConfig
-from ..progress import OnProgress, TrainProgress
 from ..train import train_decoders
+from ..training.progress import OnProgress, TrainProgress
 
 Job = tuple[TrainConfig, Path]
 

@@ -23,12 +23,12 @@ from ...store.records import frame_cost
 from ...store.tasks import Split
 from ...store.windows import evaluation_windows, window_length
 from ..config import TrainConfig
-from ..job import Job, prepare_job
-from ..loader import epoch_draws, in_blocks
-from ..plan import Stretch
-from ..runs import open_run
-from ..sharing import SHARE_BYTES, choose_blocks
+from ..data.loader import epoch_draws, in_blocks
+from ..data.plan import Stretch
+from ..data.sharing import SHARE_BYTES, choose_blocks
+from ..runs.run import open_run
 from ..train import SHARED
+from ..training.job import Job, prepare_job
 from .sweep import Point
 
 

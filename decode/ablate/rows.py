@@ -13,8 +13,8 @@ from typing import Any
 
 from ...store.fields import flatten
 from ...store.tasks import Split, TaskKind
-from ..runs import Run
-from ..statistics import SeedStatistics
+from ..judging.statistics import SeedStatistics
+from ..runs.run import Run
 from .sweep import CACHE, SEED, Point, Settings
 
 Number = int | float

@@ -15,7 +15,7 @@ import torch
 
 from ...store.cache import Cache
 from ...store.errors import Vis4merError
-from ..runs import lock_run, open_run
+from ..runs.run import lock_run, open_run
 from .devices import run_passes
 from .directory import append_row, claim, write_rows
 from .memory import Measure, MemoryBook, Request, memory_request, training_step_bytes

@@ -31,7 +31,7 @@ from ...store.errors import UsageError
 from ...store.fields import flatten
 from ...store.files import canonical_json
 from ..config import TrainConfig, load_config
-from ..many import parse_seeds
+from ..training.many import parse_seeds
 from ..typed import convert, refuse, unknown_name
 
 Value = str | int | float | bool

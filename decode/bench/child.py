@@ -29,11 +29,11 @@ from torch import Tensor, nn
 
 from ...store import fields as f
 from ...store.errors import UsageError
-from ..batch import TokenBatch, TokenShape
 from ..config import DecoderConfig, OptimizerConfig, Precision, TrainConfig
+from ..data.batch import TokenBatch, TokenShape
+from ..data.loader import LabelledBatch
 from ..device import Compute
-from ..learner import Learner
-from ..loader import LabelledBatch
+from ..training.learner import Learner
 from ..typed import convert
 from .memory import least_bytes, memory_meter, weight_bytes
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from ...store.errors import UsageError
 from ...store.views import TokenView
-from ..batch import TokenShape
+from ..data.batch import TokenShape
 from ..device import Compute
 from .memory import Peak
 from .records import BenchRequest, BenchResult, BenchRow, Cost, Status

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...store.errors import UsageError
 from ...store.views import TokenView
-from ..batch import TokenShape
+from ..data.batch import TokenShape
 from ..decoders import decoder_class, decoder_options
 from ..typed import unknown_name
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..batch import TokenShape
 from ..catalogue import look_up
+from ..data.batch import TokenShape
 from .about import DecoderAbout
 from .base import Decoder, DecoderOptions
 

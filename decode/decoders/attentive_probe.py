@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 
 from ...store.errors import UsageError
-from ..batch import TokenBatch, TokenShape
+from ..data.batch import TokenBatch, TokenShape
 from ..typed import refuse
 from .base import Decoder, DecoderOptions, check_stream_frames
 from .frames import require_real_frames

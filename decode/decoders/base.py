@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ...store.errors import UsageError
-from ..batch import TokenBatch, TokenShape
-from ..checkpoints import load_model
+from ..data.batch import TokenBatch, TokenShape
+from ..runs.checkpoints import load_model
 from ..typed import build
 from .about import OptionAbout, options_about
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..batch import TokenBatch, TokenShape
+from ..data.batch import TokenBatch, TokenShape
 from ..skeleton import RunningMean, masked_mean
 from .base import Decoder, DecoderOptions, check_stream_frames
 from .frames import cls_tokens, require_cls

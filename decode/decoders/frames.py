@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...store.errors import UsageError
-from ..batch import TokenBatch, TokenShape
+from ..data.batch import TokenBatch, TokenShape
 
 
 def cls_tokens(batch: TokenBatch) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ..batch import TokenBatch, TokenShape
+from ..data.batch import TokenBatch, TokenShape
 from ..skeleton import RunningMean, masked_mean
 from ..typed import refuse
 from .base import Decoder, DecoderOptions, check_stream_frames

@@ -36,7 +36,7 @@ from torch.nn.functional import pad, silu, softplus
 from torch.utils.checkpoint import checkpoint
 
 from ...store.errors import UsageError
-from ..batch import TokenBatch, TokenShape
+from ..data.batch import TokenBatch, TokenShape
 from ..mixers.base import ChannelDropout
 from ..skeleton import masked_mean
 from ..typed import refuse

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ...store.errors import UsageError
-from ..batch import TokenBatch, TokenShape
+from ..data.batch import TokenBatch, TokenShape
 from ..typed import refuse
 from .base import Decoder, DecoderOptions, check_stream_frames
 from .frames import require_real_frames

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..batch import TokenBatch, TokenShape
+from ..data.batch import TokenBatch, TokenShape
 from ..skeleton import masked_mean
 from ..typed import refuse
 from .base import Decoder, DecoderOptions

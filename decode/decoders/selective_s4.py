@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ...store.errors import UsageError
-from ..batch import TokenBatch, TokenShape
+from ..data.batch import TokenBatch, TokenShape
 from ..mixers import MIXERS, mixer_class
 from ..mixers.ssm import SsmMixer
 from ..selection import (

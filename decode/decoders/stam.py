@@ -26,7 +26,7 @@ from torch.nn.functional import pad
 from torch.nn.init import trunc_normal_, zeros_
 
 from ...store.errors import UsageError
-from ..batch import TokenBatch, TokenShape
+from ..data.batch import TokenBatch, TokenShape
 from ..typed import refuse
 from .base import Decoder, DecoderOptions
 from .frames import cls_tokens, patch_means, require_cls, require_patches

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...store.errors import UsageError
-from ..batch import TokenBatch, TokenShape
+from ..data.batch import TokenBatch, TokenShape
 from ..mixers import IMPORTED_MIXERS, MIXERS, CausalMixer, MixerOptions, mixer_class
 from ..mixers.ssm import SsmMixer
 from ..skeleton import (

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...store.errors import UsageError, Vis4merError
-from ..metrics import EvaluationResult
-from ..results import TrainResult
-from ..runlog import EpochMetrics
-from ..runs import RunAbout, open_run
+from ..judging.metrics import EvaluationResult
+from ..runs.results import TrainResult
+from ..runs.run import RunAbout, open_run
+from ..runs.runlog import EpochMetrics
 
 
 @dataclass(frozen=True, kw_only=True)

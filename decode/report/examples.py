@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ...store.errors import CacheFormatError, Vis4merError
 from ...store.tasks import TaskKind
-from ..timelines import VideoTimeline, read_timelines
+from ..runs.timelines import VideoTimeline, read_timelines
 from .collect import RunFacts
 
 TIMELINES_NAME = "timelines.safetensors"

@@ -15,9 +15,9 @@ import numpy as np
 from markupsafe import Markup
 
 from ...store.tasks import TaskKind
-from ..coverage import Coverage
-from ..metrics import EvaluationResult
-from ..runlog import EpochMetrics
+from ..judging.coverage import Coverage
+from ..judging.metrics import EvaluationResult
+from ..runs.runlog import EpochMetrics
 from . import charts
 
 MAX_MATRIX_CLASSES = 24  # beyond that a matrix is a wall: the page lists what is mistaken for what

@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from ... import __version__
 from ...store.tasks import TaskKind
-from ..statistics import SeedStatistics
+from ..judging.statistics import SeedStatistics
 from . import figures
 from .collect import RunFacts
 from .examples import RULE, RunExamples, Still, VideoStretch

@@ -15,7 +15,7 @@ from ...store.errors import UsageError
 from ...store.fields import flatten
 from ..config import load_config
 from ..decoders import decoder_options
-from ..protocols import PROTOCOLS, Protocol
+from ..training.protocols import PROTOCOLS, Protocol
 
 Settings = Mapping[str, Any]
 MAX_VALUE = 20  # of a setting's text in a label; a longer one, such as a SHA-256, is cut

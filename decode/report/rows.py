@@ -19,10 +19,10 @@ import numpy as np
 from ...store.fields import flatten
 from ...store.tasks import TaskKind
 from ..config import NOT_LEARNED
-from ..coverage import Coverage
-from ..metrics import EvaluationResult, VideoPrediction
-from ..results import Weights
-from ..statistics import Interval, SeedStatistics, bootstrap_interval
+from ..judging.coverage import Coverage
+from ..judging.metrics import EvaluationResult, VideoPrediction
+from ..judging.statistics import Interval, SeedStatistics, bootstrap_interval
+from ..runs.results import Weights
 from .collect import LeftOut, RunFacts
 from .labels import protocol_text, row_labels
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ...store.tasks import TaskKind
-from ..statistics import Interval, SeedStatistics
+from ..judging.statistics import Interval, SeedStatistics
 from .published import PublishedGroup
 from .rows import Cell, Row, Unseen
 from .table import Column, Comparison, Report, Table

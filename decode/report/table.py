@@ -15,7 +15,7 @@ from typing import Any
 
 from ...store.errors import Vis4merError
 from ...store.tasks import TaskKind
-from ..statistics import PairedTest, paired_test
+from ..judging.statistics import PairedTest, paired_test
 from .collect import LeftOut, find_runs
 from .published import LVU_TASKS, PublishedGroup, published_groups
 from .rows import Cell, Row, group_runs

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from ...store.errors import UsageError
 from ...store.files import write_atomic
-from ..cores import usable_cores
 from ..readers.base import Reader, VideoError
 from ..sampling import Spread
+from ..stages.cores import usable_cores
 from ..wording import describe_error
 from .audit import Audit, FoundFile, LostVideo, audit_annotations
 from .base import Annotations

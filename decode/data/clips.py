@@ -1,0 +1,215 @@
+"""Frames of one video as tensors: read on a thread, pooled on the device, padded into a batch.
+
+    entry ──read_clip, on a thread──> Clip on the host ──on_device──> Clip ──collate──> TokenBatch
+
+Knows which frames it is given, not why.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...store.cache import Cache, ViewTokens
+from .batch import TokenBatch
+from .plan import WindowPlan
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Consecutive kept frames of one video: patch (t, h, w, D), or (t, k, 1, D) of selected ones,
+    prefix (t, p, D), either None."""
+
+    patch: Tensor | None
+    prefix: Tensor | None
+    pts_seconds: Tensor  # float64 (t,)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.pts_seconds)
+
+    def select(self, positions: slice | Tensor) -> Clip:
+        """Some of the frames; a slice shares memory."""
+        return Clip(
+            patch=None if self.patch is None else self.patch[positions],
+            prefix=None if self.prefix is None else self.prefix[positions],
+            pts_seconds=self.pts_seconds[positions],
+        )
+
+    def take(self, held: Sequence[int], frames: Sequence[int]) -> Clip:
+        """Of a clip of the frames `held`, ascending, those in `frames`; they are among them.
+
+        Frames that lie one after another share memory with the clip, others are copied.
+        """
+        positions = np.searchsorted(held, frames)
+        first, last = int(positions[0]), int(positions[-1])
+        if last - first + 1 == len(frames):
+            return self.select(slice(first, last + 1))
+        return self.select(to_device(torch.from_numpy(positions), self.pts_seconds.device))
+
+    def join(self, later: Clip) -> Clip:
+        return Clip(
+            patch=_joined(self.patch, later.patch),
+            prefix=_joined(self.prefix, later.prefix),
+            pts_seconds=torch.cat([self.pts_seconds, later.pts_seconds]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostClip:
+    """A clip as it lies in the cache: on the host, of the stored type and grid.
+
+    num_bytes: token bytes read from the store.
+    """
+
+    clip: Clip
+    num_bytes: int
+
+
+def read_clip(
+    cache: Cache, entry_id: str, plan: WindowPlan, frames: Sequence[int], *, pin: bool = False
+) -> HostClip:
+    """Read frames of an entry; any number of threads may. `pin` page-locks them for a GPU."""
+    tokens = cache.read_view(entry_id, plan.view, _as_range(frames), pool=False)
+    pts = np.asarray(cache.record(entry_id).pts_seconds, dtype=np.float64)[list(frames)]
+    return host_clip(tokens, pts, pin=pin)
+
+
+def host_clip(tokens: ViewTokens, pts: NDArray[np.float64], *, pin: bool = False) -> HostClip:
+    """Tokens as a cache gives them, as torch sees them; no copy unless pinned."""
+    clip = Clip(
+        patch=_from_numpy(tokens.patch, pin=pin),
+        prefix=_from_numpy(tokens.prefix, pin=pin),
+        pts_seconds=_pinned(torch.from_numpy(pts), pin=pin),
+    )
+    return HostClip(clip=clip, num_bytes=tokens.num_bytes)
+
+
+def on_device(
+    host: Clip, plan: WindowPlan, device: torch.device, *, key: str, frames: Sequence[int]
+) -> Clip:
+    """Move a clip to the device, pool it to the view's grid there and select from it.
+
+    frames: their numbers in the video. key: of a random selection; see `TokenView.places`.
+    """
+    patch, prefix = host.patch, host.prefix
+    if patch is not None and plan.view.grid is not None:
+        patch = pool_to_grid(patch.to(device, non_blocking=True), plan.view.grid)
+        if (places := plan.view.places(key, frames)) is not None:
+            patch = select_patches(patch, to_device(torch.from_numpy(places), device))
+    return Clip(
+        patch=patch,
+        prefix=None if prefix is None else prefix.to(device, non_blocking=True),
+        pts_seconds=host.pts_seconds.to(device, non_blocking=True),
+    )
+
+
+def pool_to_grid(patch: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Adaptive average of (t, H, W, D) to (t, h, w, D), in float32; unchanged when already so."""
+    if (patch.shape[1], patch.shape[2]) == grid:
+        return patch
+    channels = patch.permute(0, 3, 1, 2).float()  # t D H W
+    pooled = nn.functional.adaptive_avg_pool2d(channels, grid)  # t D h w
+    return pooled.permute(0, 2, 3, 1)  # t h w D
+
+
+def select_patches(patch: Tensor, places: Tensor) -> Tensor:
+    """Some patches of every frame: (t, h, w, D) and places int64 (t, k) to (t, k, 1, D)."""
+    frames = torch.arange(len(places), device=places.device)[:, None]  # t 1
+    return patch.flatten(1, 2)[frames, places].unsqueeze(2)  # t k 1 D
+
+
+def collate(
+    clips: Sequence[Clip], dtype: torch.dtype, *, padded_frames: int | None = None
+) -> TokenBatch:
+    """One batch of clips, padded with zeros after the valid frames to the longest of them.
+
+    padded_frames: fill every clip up to so many frames with zeros that count as real ones, as the
+    released ViS4mer code does.
+    """
+    lengths = tuple(clip.num_frames for clip in clips)
+    if padded_frames is not None:
+        lengths = (padded_frames,) * len(clips)
+    longest = max(lengths)
+    device = clips[0].pts_seconds.device
+    mask = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]  # B T
+    return TokenBatch(
+        patch=_padded([clip.patch for clip in clips], longest, dtype),
+        prefix=_padded([clip.prefix for clip in clips], longest, dtype),
+        mask=to_device(mask, device),
+        pts_seconds=_padded_tensor([clip.pts_seconds for clip in clips], longest, torch.float64),
+        lengths=lengths,
+    )
+
+
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """A small tensor made on the host, on the device, without waiting for work queued there."""
+    return _pinned(host, pin=device.type == "cuda").to(device, non_blocking=True)
+
+
+def read_ahead(
+    read: Callable[[Item], Read], items: Iterable[Item], *, workers: int, depth: int
+) -> Iterator[Read]:
+    """`map(read, items)` in order, with at most `depth` results in flight or waiting.
+
+    Reads run on `workers` threads. An error is raised where its result would have come; leaving
+    the loop early cancels what has not begun.
+    """
+    waiting: deque[Future[Read]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(read, item))
+                if len(waiting) >= depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _as_range(frames: Sequence[int]) -> range | Sequence[int]:
+    """A range where the frames are evenly spaced, which is cheaper to read than a list."""
+    step = frames[1] - frames[0] if len(frames) > 1 else 1
+    evenly = range(frames[0], frames[-1] + 1, step)
+    return evenly if list(evenly) == list(frames) else frames
+
+
+def _from_numpy(tokens: NDArray[np.floating] | None, *, pin: bool) -> Tensor | None:
+    if tokens is None:
+        return None
+    return _pinned(torch.from_numpy(np.ascontiguousarray(tokens)), pin=pin)
+
+
+def _pinned(host: Tensor, *, pin: bool) -> Tensor:
+    return host.pin_memory() if pin else host
+
+
+def _joined(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return None if first is None or second is None else torch.cat([first, second])
+
+
+def _padded(parts: Sequence[Tensor | None], length: int, dtype: torch.dtype) -> Tensor | None:
+    tensors = [part for part in parts if part is not None]
+    return _padded_tensor(tensors, length, dtype) if tensors else None
+
+
+def _padded_tensor(parts: Sequence[Tensor], length: int, dtype: torch.dtype) -> Tensor:
+    """(B, T, …) of `dtype`: part i copied (and cast) to its first frames, zeros after them."""
+    first = parts[0]
+    batch = torch.zeros((len(parts), length, *first.shape[1:]), dtype=dtype, device=first.device)
+    for i, part in enumerate(parts):
+        batch[i, : len(part)] = part
+    return batch  # B T …

@@ -1,0 +1,274 @@
+"""Which windows are read in which order: random ones to learn from, all of them to judge.
+
+What is read is a pure function of the task table, the seed and the epoch, never of the timing of
+threads. Knows no model and no loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...store.cache import Cache
+from ...store.tasks import TaskKind
+from ...store.windows import Window, evaluation_windows, random_window, window_length
+from .batch import TokenBatch
+from .clips import Clip, HostClip, collate, on_device, read_ahead, read_clip, to_device
+from .plan import Sample, Stretch, WindowPlan
+
+PIECE_FRAMES = 256  # of a timeline read at once in evaluation: a shard, 100 MB of 14 × 14 × 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """One training window. key: of its random numbers, a function of seed, epoch and sample."""
+
+    sample: Sample
+    window: Window
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledBatch:
+    """tokens with labels (B,): int64 classes, or float32 values."""
+
+    tokens: TokenBatch
+    labels: Tensor
+
+
+def epoch_draws(
+    samples: Sequence[Sample], plan: WindowPlan, *, seed: int, epoch: int, windows_per_video: int
+) -> list[Draw]:
+    """The windows of an epoch in their order: a function of seed, epoch and the samples alone.
+
+    Sorting by a hash, rather than by a generator's stream, keeps the order the same across versions
+    of NumPy and torch.
+    """
+    draws = []
+    for sample in samples:
+        for k in range(windows_per_video):
+            name = f"{sample.id}\0{sample.extent.start}\0{k}"
+            window = random_window(
+                sample.extent, length=plan.length, seed=seed, epoch=epoch, draw=name
+            )
+            key = f"{seed}\0{epoch}\0{name}"
+            rank = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), person=b"order").digest()
+            draws.append((rank, Draw(sample=sample, window=window, key=key)))
+    return [draw for _, draw in sorted(draws, key=lambda pair: pair[0])]
+
+
+def in_blocks(draws: Sequence[Draw], *, epoch: int, blocks: int) -> list[list[Draw]]:
+    """The draws of an epoch dealt into blocks, in each of which their order stays.
+
+    A video's block is a function of the epoch and its id alone, never of seed, task or who else
+    learns: learners that go through the blocks side by side meet the same videos.
+    """
+    dealt: list[list[Draw]] = [[] for _ in range(blocks)]
+    for draw in draws:
+        dealt[_block_of(draw.sample.id, epoch=epoch, blocks=blocks)].append(draw)
+    return dealt
+
+
+def _block_of(entry_id: str, *, epoch: int, blocks: int) -> int:
+    text = f"{epoch}\0{entry_id}".encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(text, digest_size=8, person=b"block").digest()
+    return int.from_bytes(digest, "little") % blocks
+
+
+class TrainLoader:
+    """Batches of random windows for one learner. `bytes_read` counts from the start.
+
+    `epoch` reads them itself, ahead on threads; `draws` and `batch` serve whoever reads for several
+    learners. Both ways give the same batches.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        samples: Sequence[Sample],
+        plan: WindowPlan,
+        *,
+        kind: TaskKind,
+        batch_size: int,
+        windows_per_video: int,
+        seed: int,
+        workers: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        blocks: int = 1,
+    ) -> None:
+        self.bytes_read = 0
+        self.batch_size = batch_size
+        self._cache = cache
+        self._samples = samples
+        self._plan = plan
+        self._label_dtype = torch.int64 if kind == "classification" else torch.float32
+        self._windows_per_video = windows_per_video
+        self._seed = seed
+        self._workers = workers
+        self._device = device
+        self._dtype = dtype
+        self._blocks = blocks
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self._samples) * self._windows_per_video // self.batch_size)
+
+    def draws(self, epoch: int) -> list[list[Draw]]:
+        """The windows of an epoch in their order, by block."""
+        draws = epoch_draws(
+            self._samples,
+            self._plan,
+            seed=self._seed,
+            epoch=epoch,
+            windows_per_video=self._windows_per_video,
+        )
+        return in_blocks(draws, epoch=epoch, blocks=self._blocks)
+
+    def epoch(self, epoch: int) -> Iterator[LabelledBatch]:
+        """All batches of an epoch, across the borders of blocks; the last one may be smaller."""
+        draws = [draw for block in self.draws(epoch) for draw in block]
+        depth = self.batch_size + self._workers
+        reads = read_ahead(self._read, draws, workers=self._workers, depth=depth)
+        for first in range(0, len(draws), self.batch_size):
+            drawn = draws[first : first + self.batch_size]
+            hosts = [next(reads) for _ in drawn]
+            self.bytes_read += sum(host.num_bytes for host in hosts)
+            yield self.batch(drawn, [host.clip for host in hosts])
+
+    def batch(self, draws: Sequence[Draw], clips: Sequence[Clip]) -> LabelledBatch:
+        """The batch of some draws and their frames, as they lie on the host, on the device."""
+        labels = torch.tensor([draw.sample.label for draw in draws], dtype=self._label_dtype)
+        moved = [
+            on_device(
+                clip,
+                self._plan,
+                self._device,
+                key=draw.key,
+                frames=self._plan.frames(draw.window),
+            )
+            for draw, clip in zip(draws, clips, strict=True)
+        ]
+        return LabelledBatch(
+            tokens=collate(moved, self._dtype, padded_frames=self._plan.padded_frames),
+            labels=to_device(labels, self._device),
+        )
+
+    def _read(self, draw: Draw) -> HostClip:
+        frames = self._plan.frames(draw.window)
+        pin = self._device.type == "cuda"
+        return read_clip(self._cache, draw.sample.id, self._plan, frames, pin=pin)
+
+
+# Evaluation -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowClip:
+    """A window to judge: `stretch` is the index of what it was cut from."""
+
+    stretch: int
+    window: Window
+    clip: Clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """Some frames of one timeline; frames that no window needs are never read."""
+
+    stretch: int
+    frames: list[int]
+
+
+class Timelines:
+    """All windows of some stretches at a stride, each timeline read once and in pieces.
+
+    A piece is read whole, on threads; a window is given out as soon as its last frame is there, and
+    frames before the next window are dropped, so that an hour-long video never lies in memory.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        stretches: Sequence[Stretch],
+        plan: WindowPlan,
+        *,
+        stride_seconds: float,
+        workers: int,
+        device: torch.device,
+        piece_frames: int = PIECE_FRAMES,
+    ) -> None:
+        self.bytes_by_stretch = [0] * len(stretches)
+        self._cache = cache
+        self._stretches = stretches
+        self._plan = plan
+        self._stride = window_length(stride_seconds, fps=plan.fps)
+        self._workers = workers
+        self._device = device
+        self._piece_frames = piece_frames
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(self.bytes_by_stretch)
+
+    def windows(self, stretch: int) -> list[Window]:
+        extent = self._stretches[stretch].extent
+        return evaluation_windows(extent, length=self._plan.length, stride=self._stride)
+
+    def __iter__(self) -> Iterator[WindowClip]:
+        pieces = (piece for i in range(len(self._stretches)) for piece in self._pieces(i))
+        depth = self._workers + 1
+        waiting: deque[Window] = deque()
+        held = _Held()
+        for piece, host in read_ahead(self._read, pieces, workers=self._workers, depth=depth):
+            self.bytes_by_stretch[piece.stretch] += host.num_bytes
+            if not waiting:
+                waiting.extend(self.windows(piece.stretch))
+                held = _Held()
+            clip = on_device(
+                host.clip,
+                self._plan,
+                self._device,
+                key=self._stretches[piece.stretch].id,
+                frames=piece.frames,
+            )
+            held = held.extended(piece.frames, clip, keep_from=waiting[0].start)
+            while waiting and (frames := self._plan.frames(waiting[0]))[-1] <= held.frames[-1]:
+                window = waiting.popleft()
+                yield WindowClip(stretch=piece.stretch, window=window, clip=held.take(frames))
+
+    def _pieces(self, stretch: int) -> Iterator[_Piece]:
+        needed = sorted({f for window in self.windows(stretch) for f in self._plan.frames(window)})
+        for first in range(0, len(needed), self._piece_frames):
+            yield _Piece(stretch=stretch, frames=needed[first : first + self._piece_frames])
+
+    def _read(self, piece: _Piece) -> tuple[_Piece, HostClip]:
+        entry_id = self._stretches[piece.stretch].id
+        pin = self._device.type == "cuda"
+        return piece, read_clip(self._cache, entry_id, self._plan, piece.frames, pin=pin)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The part of a timeline that windows to come may still need."""
+
+    frames: tuple[int, ...] = ()
+    clip: Clip | None = None
+
+    def extended(self, frames: Sequence[int], clip: Clip, *, keep_from: int) -> _Held:
+        dropped = int(np.searchsorted(self.frames, keep_from))
+        if self.clip is None or dropped == len(self.frames):
+            return _Held(tuple(frames), clip)
+        kept = self.clip.select(slice(dropped, None))
+        return _Held((*self.frames[dropped:], *frames), kept.join(clip))
+
+    def take(self, frames: Sequence[int]) -> Clip:
+        if self.clip is None:
+            raise ValueError("nothing is held")
+        return self.clip.take(self.frames, frames)

@@ -1,0 +1,189 @@
+"""Reading once for several learners: the frames that any of them drew, a block of videos at a time.
+
+    block 0   read ─────────┐ used by learner 1, 2, 3 …
+    block 1        read ────┼──────────┐ used …
+    block 2                 └ read ────┼─────────
+
+Each video of a block is read once, on threads: the union of the frames of everybody's windows. A
+window is a view of it. While one block is used the next is read. What a learner gets is what its
+own loader would have read: its batches go on across the borders of blocks, so they depend on its
+own config and data alone. Knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...store.cache import Cache
+from ...store.quantise import decoded_dtype
+from ...store.spec import CacheSpec
+from ...store.views import TokenView
+from ...store.windows import Window
+from .clips import Clip, HostClip, read_clip
+from .loader import Draw, LabelledBatch, TrainLoader
+from .plan import Sample, WindowPlan
+
+SHARE_BYTES = 4 * 10**9
+"""Host memory for the reads that runs of one pass share."""
+
+_BLOCKS_HELD = 3  # in use, being read, and windows of the one before that wait for a full batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Span:
+    """Frames of one video, ascending, that some learners need, and who they are."""
+
+    id: str
+    frames: list[int]
+    users: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """Frames of one video on the host."""
+
+    frames: list[int]
+    clip: Clip
+
+
+@dataclass(kw_only=True)
+class _Waiting:
+    """What a learner has drawn and not yet been given."""
+
+    draws: list[Draw] = field(default_factory=list)
+    clips: list[Clip] = field(default_factory=list)
+
+    def first(self, count: int) -> tuple[list[Draw], list[Clip]]:
+        """Take the first `count` out."""
+        taken = self.draws[:count], self.clips[:count]
+        del self.draws[:count], self.clips[:count]
+        return taken
+
+
+class SharedEpoch:
+    """One epoch of several learners: all their batches, every video of a block read once."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        plan: WindowPlan,
+        loaders: Sequence[TrainLoader],
+        *,
+        epoch: int,
+        workers: int,
+        pin: bool,
+    ) -> None:
+        self._cache = cache
+        self._plan = plan
+        self._loaders = loaders
+        self._workers = workers
+        self._pin = pin
+        by_learner = [loader.draws(epoch) for loader in loaders]
+        self._blocks = list(zip(*by_learner, strict=True))  # block → learner → draws
+
+    def __iter__(self) -> Iterator[tuple[int, LabelledBatch]]:
+        """(learner, batch), each learner's in its own order. Their loaders count the bytes."""
+        waiting = [_Waiting() for _ in self._loaders]
+        for drawn, held in self._read_blocks():
+            for i, loader in enumerate(self._loaders):
+                mine = waiting[i]
+                mine.draws += drawn[i]
+                mine.clips += [self._window(held, draw) for draw in drawn[i]]
+                while len(mine.draws) >= loader.batch_size:
+                    yield i, loader.batch(*mine.first(loader.batch_size))
+            held.clear()  # what waits for a full batch keeps its own part
+        for i, loader in enumerate(self._loaders):
+            if waiting[i].draws:
+                yield i, loader.batch(*waiting[i].first(loader.batch_size))
+
+    def _read_blocks(self) -> Iterator[tuple[Sequence[list[Draw]], dict[str, _Held]]]:
+        """Blocks in order with what was read of them, the next one always on its way."""
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="read") as pool:
+            coming: list[tuple[_Span, Future[HostClip]]] = []
+            try:
+                coming = self._begin(pool, self._blocks[0])
+                for number, drawn in enumerate(self._blocks):
+                    reads = coming
+                    after = self._blocks[number + 1 : number + 2]
+                    coming = self._begin(pool, *after) if after else []
+                    yield drawn, {span.id: self._received(span, read) for span, read in reads}
+            finally:
+                for _, read in coming:
+                    read.cancel()
+
+    def _begin(
+        self, pool: ThreadPoolExecutor, drawn: Sequence[list[Draw]]
+    ) -> list[tuple[_Span, Future[HostClip]]]:
+        return [(span, pool.submit(self._read, span)) for span in _spans(drawn, self._plan)]
+
+    def _read(self, span: _Span) -> HostClip:
+        return read_clip(self._cache, span.id, self._plan, span.frames, pin=self._pin)
+
+    def _received(self, span: _Span, read: Future[HostClip]) -> _Held:
+        """What was read, once it is there; its bytes are split between those who use it."""
+        host = read.result()
+        share, rest = divmod(host.num_bytes, len(span.users))
+        for place, learner in enumerate(span.users):
+            self._loaders[learner].bytes_read += share + (place < rest)
+        return _Held(frames=span.frames, clip=host.clip)
+
+    def _window(self, held: dict[str, _Held], draw: Draw) -> Clip:
+        video = held[draw.sample.id]
+        return video.clip.take(video.frames, self._plan.frames(draw.window))
+
+
+def _spans(drawn: Sequence[Sequence[Draw]], plan: WindowPlan) -> list[_Span]:
+    """By video, in the order in which the first learner to name it does: what is to be read."""
+    frames: dict[str, set[int]] = {}
+    users: dict[str, dict[int, None]] = {}
+    for learner, draws in enumerate(drawn):
+        for draw in draws:
+            frames.setdefault(draw.sample.id, set()).update(plan.frames(draw.window))
+            users.setdefault(draw.sample.id, {})[learner] = None
+    return [
+        _Span(id=entry_id, frames=sorted(needed), users=list(users[entry_id]))
+        for entry_id, needed in frames.items()
+    ]
+
+
+def choose_blocks(
+    cache: Cache,
+    samples: Iterable[Sequence[Sample]],
+    plan: WindowPlan,
+    *,
+    windows_per_video: int,
+    share_bytes: int = SHARE_BYTES,
+) -> int:
+    """Into how many blocks an epoch must be dealt for its shared reads to fit into `share_bytes`.
+
+    samples: by learner. Counts as many windows of a video as its learners draw, at most all of it.
+    """
+    wanted: dict[str, list[Window]] = {}
+    for of_one in samples:
+        for sample in of_one:
+            wanted.setdefault(sample.id, []).append(sample.extent)
+    thinning = plan.shape.frames / plan.length
+    num_frames = sum(
+        min(_covered(extents), len(extents) * windows_per_video * plan.length) * thinning
+        for extents in wanted.values()
+    )
+    num_bytes = num_frames * _held_bytes(cache.spec, plan.view)
+    return max(1, -(-int(num_bytes) * _BLOCKS_HELD // share_bytes))
+
+
+def _covered(extents: Sequence[Window]) -> int:
+    """Frames between the first and the last of some extents of one video."""
+    return max(e.stop for e in extents) - min(e.start for e in extents)
+
+
+def _held_bytes(spec: CacheSpec, view: TokenView) -> int:
+    """Bytes of one frame on the host, as it is read: decoded, of the stored grid."""
+    arrays = ["prefix"] if view.cls else []
+    if view.grid is not None:
+        arrays.append(view.stored_array(spec, spec.arrays))
+    tokens = sum(spec.tokens_per_frame(array) for array in arrays)
+    return tokens * spec.dim * np.dtype(decoded_dtype(spec.stored_dtype)).itemsize

@@ -1,0 +1,1 @@
+"""From a trained decoder to predictions, figures and their statistics."""

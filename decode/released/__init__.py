@@ -1,0 +1,1 @@
+"""Weights saved by the released ViS4mer code."""

@@ -1,0 +1,1 @@
+"""What happens between a config and a finished run."""

@@ -1,0 +1,122 @@
+"""What one training run is before its first step: a config resolved against a cache, and its rows.
+
+Reads records and labels, never tokens, and writes nothing: whatever cannot be trained is refused
+here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...store.cache import Cache
+from ...store.spec import CacheSpec
+from ...store.tasks import SPLITS, Split, TaskTable
+from ..config import DecoderConfig, TrainConfig
+from ..data.hold_out import hold_out
+from ..data.plan import SplitSamples, WindowPlan, data_digest, split_samples, typical_window_seconds
+from ..decoders import build_decoder, decoder_options
+from ..device import Compute
+from ..pretraining.encoder import PretrainedEncoder
+from ..runs.run import RunAbout, versions
+from .notes import run_notes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What stays the same over a run.
+
+    config: with view, decoder options and precision written out. window_seconds: what a full
+    window spans in time.
+    init: the encoder that a run which has no checkpoint yet begins with.
+    """
+
+    config: TrainConfig
+    spec: CacheSpec
+    table: TaskTable
+    plan: WindowPlan
+    compute: Compute
+    splits: Mapping[Split, SplitSamples]
+    window_seconds: float
+    notes: tuple[str, ...]
+    init: PretrainedEncoder | None = None
+
+    @property
+    def about(self) -> RunAbout:
+        return RunAbout(
+            train=self.config,
+            spec=self.spec,
+            kind=self.table.kind,
+            classes=self.table.classes,
+            num_videos={split: len(chosen.samples) for split, chosen in self.splits.items()},
+            data_sha256=data_digest(self.splits),
+            versions=versions(),
+        )
+
+    def with_blocks(self, blocks: int) -> Job:
+        """The same run in a pass of so many blocks."""
+        return replace(self, config=replace(self.config, blocks=blocks))
+
+
+def prepare_job(cache: Cache, config: TrainConfig, *, init: PretrainedEncoder | None = None) -> Job:
+    """UsageError or Vis4merError, before anything is written, for what the cache cannot serve.
+
+    init: of an explicit request; a config that names an encoder goes on without, once begun.
+    """
+    if init is not None:
+        init.require_tokens_of(cache.spec)
+    table = hold_out(cache.task(config.task), config.hold_out)
+    plan = WindowPlan.of(
+        cache.spec,
+        tokens=config.tokens,
+        window_seconds=config.window_seconds,
+        padding=config.padding,
+    )
+    compute = Compute.of(device=config.device, precision=config.precision)
+    resolved = replace(
+        config,
+        tokens=str(plan.view),
+        decoder=_resolved(config.decoder),
+        precision=compute.precision,
+        init=config.init if init is None else init.sha256,
+    )
+    min_frames = plan.shortest_extent(_min_frames(resolved, plan, table, init))
+    splits = {split: split_samples(cache, table, split, min_frames=min_frames) for split in SPLITS}
+    notes = run_notes(cache, table, splits, resolved)
+    train = splits["train"].samples
+    return Job(
+        config=resolved,
+        spec=cache.spec,
+        table=table,
+        plan=plan,
+        compute=compute,
+        splits=splits,
+        window_seconds=typical_window_seconds(plan, (cache.record(s.id) for s in train)),
+        notes=notes,
+        init=init,
+    )
+
+
+def _min_frames(
+    config: TrainConfig, plan: WindowPlan, table: TaskTable, init: PretrainedEncoder | None
+) -> int:
+    """The decoder's; an error when it cannot be built or trained, or cannot begin with `init`."""
+    with torch.random.fork_rng([]):  # initial values are drawn, and never used
+        decoder = build_decoder(
+            config.decoder.name,
+            shape=plan.shape,
+            num_outputs=table.num_outputs,
+            options=config.decoder.options,
+        )
+    decoder.require_trainable()
+    if init is not None:
+        decoder.initialise(init.tensors, name=init.name)
+    return decoder.min_frames
+
+
+def _resolved(decoder: DecoderConfig) -> DecoderConfig:
+    """With the defaults of today written out, so that a run does not change with a default."""
+    options = decoder_options(decoder.name, decoder.options)
+    return DecoderConfig(name=decoder.name, options=options.to_json())

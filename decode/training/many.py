@@ -1,0 +1,163 @@
+"""Many runs under one folder: where each of them is, and what they say together.
+
+    RUN/lvu-relationship/seed0      RUN/lvu-relationship/seed1      RUN/lvu-scene/seed0 …
+
+Each is an ordinary run directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...store.errors import UsageError
+from ...store.keys import task_path
+from ...store.tasks import Split, TaskKind
+from ..config import TrainConfig
+from ..runs.results import TrainResult, Weights
+from .side_by_side import Outcome
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`5` as 0 … 4, and `0,3,7` as these three. UsageError for anything else."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"--seeds {text}: expected a number such as 5, or seeds such as 0,3,7")
+    numbers = [int(part) for part in parts]
+    if len(numbers) == 1:
+        if numbers[0] < 1:
+            raise UsageError(f"--seeds {text}: expected at least 1")
+        return tuple(range(numbers[0]))
+    if len(set(numbers)) < len(numbers):
+        raise UsageError(f"--seeds {text}: a seed stands there twice")
+    return tuple(numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What is asked to be trained: configs with their directories; several: in folders of their
+    own below one, rather than one run that is the folder itself."""
+
+    jobs: tuple[tuple[TrainConfig, Path], ...]
+    several: bool
+
+
+def plan_training(
+    folder: Path,
+    resolved: Callable[[Path | None], TrainConfig],
+    *,
+    tasks: Sequence[str] = (),
+    seeds: str | None = None,
+    resume: bool = False,
+) -> RunPlan:
+    """The runs that some tasks and seeds make in `folder`, or those begun there to go on with.
+
+    resolved: the config, given the directory of a run to go on with. tasks: none is the config's
+    own. seeds: as `parse_seeds` reads them, None for the config's own.
+    """
+    if resume:
+        return _begun(folder, resolved, several_asked=len(tasks) > 1 or seeds is not None)
+    if len(tasks) < 2 and seeds is None:
+        return RunPlan(jobs=((resolved(None), folder),), several=False)
+    if (folder / "config.json").exists():
+        raise UsageError(
+            f"--run {folder} is a run by itself; several runs need a folder of their own"
+        )
+    config = resolved(None)
+    jobs = tuple(
+        (replace(config, task=task, seed=seed), folder / _task_folder(task) / f"seed{seed}")
+        for task in (tasks or [config.task])
+        for seed in ((config.seed,) if seeds is None else parse_seeds(seeds))
+    )
+    return RunPlan(jobs=jobs, several=True)
+
+
+def _begun(
+    folder: Path, resolved: Callable[[Path | None], TrainConfig], *, several_asked: bool
+) -> RunPlan:
+    if (folder / "config.json").exists() and not several_asked:
+        return RunPlan(jobs=((resolved(folder), folder),), several=False)
+    begun = sorted(path.parent for path in folder.glob("*/seed*/config.json"))
+    if not begun:
+        raise UsageError(f"--resume: {folder} holds no run; leave --resume out to begin one")
+    if several_asked:
+        raise UsageError("--resume goes on with every run below --run; leave tasks and seeds out")
+    return RunPlan(jobs=tuple((resolved(run), run) for run in begun), several=True)
+
+
+def _task_folder(task: str) -> str:
+    return "-".join(task_path(task))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverSeeds:
+    """One task under one choice of weights, over its runs: test, or validation where there is no
+    test split.
+
+    scores: by run, accuracies or squared errors. correct, totals: k and N by run; correct is None
+    for regression. floor: of the first run; the same for all, since all are judged on one cache.
+    """
+
+    task: str
+    kind: TaskKind
+    split: Split
+    weights: Weights
+    seeds: tuple[int, ...]
+    scores: tuple[float, ...]
+    correct: tuple[int, ...] | None
+    totals: tuple[int, ...]
+    floor: float
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.scores))
+
+    @property
+    def std(self) -> float | None:
+        """Of a sample (n - 1); None for one run."""
+        return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "mean": self.mean, "std": self.std}
+
+
+def over_seeds(outcomes: Sequence[Outcome]) -> list[OverSeeds]:
+    """By task in the order of `outcomes`, `best` before `last`; runs without a result are left
+    out, and so are splits that nothing could be judged of."""
+    found = []
+    for task in dict.fromkeys(outcome.task for outcome in outcomes):
+        done = [(o.seed, o.result) for o in outcomes if o.task == task and o.result is not None]
+        choices: tuple[Weights, ...] = ("best", "last")
+        for weights in choices:
+            judged = [(seed, result) for seed, result in done if weights in result.by_weights]
+            if (row := _over_seeds(task, weights, judged)) is not None:
+                found.append(row)
+    return found
+
+
+def _over_seeds(
+    task: str, weights: Weights, runs: Sequence[tuple[int, TrainResult]]
+) -> OverSeeds | None:
+    judged = [(seed, result.by_weights[weights]) for seed, result in runs]
+    results = [(seed, one.test or one.val) for seed, one in judged]
+    usable = [(seed, result) for seed, result in results if result is not None and result.total]
+    if not usable:
+        return None
+    first = usable[0][1]
+    return OverSeeds(
+        task=task,
+        kind=first.kind,
+        split=first.split,
+        weights=weights,
+        seeds=tuple(seed for seed, _ in usable),
+        scores=tuple(abs(result.score) for _, result in usable),
+        correct=None
+        if first.kind == "regression"
+        else tuple(result.correct for _, result in usable),
+        totals=tuple(result.total for _, result in usable),
+        floor=first.floor,
+    )

@@ -1,0 +1,92 @@
+"""What a reader of a run's figures must know, in one line each; they stand in `results.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ...store.cache import Cache
+from ...store.errors import EntryNotFoundError, Vis4merError
+from ...store.tasks import Split, TaskTable
+from ..config import TrainConfig
+from ..data.plan import SplitSamples
+from .protocols import departure_note, extraction_note
+
+_SHOWN = 5
+
+
+def run_notes(
+    cache: Cache, table: TaskTable, splits: Mapping[Split, SplitSamples], config: TrainConfig
+) -> tuple[str, ...]:
+    """The notes of a run to come; Vis4merError when there is nothing to learn from."""
+    _require_training(table, splits["train"])
+    protocol = config.protocol
+    about_protocol = (
+        extraction_note(protocol, cache.spec),
+        departure_note(protocol, config.to_json()),
+    )
+    return (
+        *_data_notes(table, splits),
+        *_overlong(cache, table),
+        *_split_notes(splits, config),
+        *(note for note in about_protocol if note is not None),
+    )
+
+
+def _require_training(table: TaskTable, train: SplitSamples) -> None:
+    if not train.samples:
+        raise Vis4merError(
+            f"{table.reference}: no video to train on, the cache covers "
+            f"{train.coverage.describe('train')}; "
+            + ("use a smaller decoder.depth" if train.coverage.short else "extract them first")
+        )
+
+
+def _data_notes(table: TaskTable, splits: Mapping[Split, SplitSamples]) -> Iterator[str]:
+    for split, chosen in splits.items():
+        if not chosen.coverage.complete:
+            yield f"the cache covers {chosen.coverage.describe(split)}"
+    seen = {int(sample.label) for sample in splits["train"].samples}
+    unseen = [name for i, name in enumerate(table.classes) if i not in seen]
+    if unseen:
+        yield f"never seen in training: class {', '.join(unseen)}"
+    where: dict[str, set[Split]] = {}
+    for row in table.rows:
+        where.setdefault(row.id, set()).add(row.split)
+    if twice := sorted(entry_id for entry_id, found in where.items() if len(found) > 1):
+        yield f"in more than one split: {_some(twice)}"
+
+
+def _overlong(cache: Cache, table: TaskTable) -> Iterator[str]:
+    """Extents that end more than a frame behind their video."""
+    if cache.spec.sampling.kind == "segments":
+        return
+    frame_seconds = 1 / cache.spec.sampling.fps
+    found: dict[str, None] = {}
+    for row in table.rows:
+        if row.end_seconds is None:
+            continue
+        try:
+            duration = cache.record(row.id).duration_seconds
+        except EntryNotFoundError:
+            continue
+        if row.end_seconds > duration + frame_seconds:
+            found[row.id] = None
+    if found:
+        yield f"the labels speak of more than the video holds: {_some(list(found))}"
+
+
+def _split_notes(splits: Mapping[Split, SplitSamples], config: TrainConfig) -> Iterator[str]:
+    if config.hold_out:
+        yield (
+            f"the validation split is {len(splits['val'].samples)} videos held out of training "
+            f"({config.hold_out:g} of its groups)"
+        )
+    if not splits["val"].samples and config.select == "best-val":
+        yield "there is no validation split, so the last epoch is selected"
+    if not splits["test"].samples:
+        yield "there is no test split to judge"
+
+
+def _some(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return ", ".join(ids[:_SHOWN]) + more

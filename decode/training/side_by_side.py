@@ -1,0 +1,264 @@
+"""One pass over the cache: runs that train side by side, epoch by epoch, and are judged together.
+
+    while runs are behind      the fewest epochs first: a pass that was interrupted catches up
+        train                  the batches of all of them, from shared reads
+        validate               each on its own videos, every timeline read once
+        commit                 each into its own directory
+    judge                      both checkpoints of each, every timeline read once
+
+They share the reads and nothing else; a run by itself is a pass of one, whose reads are streamed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...store.cache import Cache
+from ...store.errors import Vis4merError
+from ...store.tasks import Split
+from ..data.loader import LabelledBatch
+from ..data.sharing import SharedEpoch
+from ..judging.judge import Candidate, Verdict, judge_all
+from ..runs.results import TrainResult, Weights
+from ..runs.run import Run
+from ..runs.runlog import EpochMetrics
+from .begin import begin_run
+from .job import Job
+from .progress import OnProgress, Phase, TrainProgress
+from .trainee import Checkpointed, FinalJudgement, Trainee, restore_best
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one run of a pass: a result, or why there is none."""
+
+    run: Path
+    task: str
+    seed: int
+    result: TrainResult | None
+    error: Vis4merError | None
+
+    def require(self) -> TrainResult:
+        """The result; otherwise raises what kept it from being."""
+        if self.result is None:
+            raise self.error or Vis4merError(f"{self.run}: there is no result")
+        return self.result
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": str(self.run),
+            "task": self.task,
+            "seed": self.seed,
+            "result": None if self.result is None else self.result.to_json(),
+            "error": None if self.error is None else str(self.error),
+        }
+
+
+class Pass:
+    """Runs that train side by side. `_trainees` are those that are not finished yet."""
+
+    def __init__(
+        self, cache: Cache, jobs: Sequence[Job], folders: Sequence[Path], progress: OnProgress
+    ) -> None:
+        self._cache = cache
+        self._jobs = jobs
+        self._directories = _begin(jobs, folders)
+        self._progress = progress
+        self._trainees: list[Trainee] = []
+        self._results: dict[Path, TrainResult] = {}
+
+    def run(self) -> tuple[Outcome, ...]:
+        """Epochs from wherever the directories are, then the final evaluation."""
+        compute = self._jobs[0].compute
+        for directory in self._directories:
+            if (finished := directory.results()) is not None:
+                restore_best(directory)
+                note = f"{directory.path} is finished; nothing was done"
+                self._tell("evaluate", self._jobs[0].config.epochs, note=note)
+                self._results[directory.path] = finished
+        with compute.own_randomness():
+            for job, directory in zip(self._jobs, self._directories, strict=True):
+                if directory.path not in self._results:
+                    self._join(Trainee(self._cache, job, directory))
+            while behind := self._behind():
+                self._epoch(behind)
+            self._finish()
+        errors = {trainee.directory.path: trainee.error for trainee in self._trainees}
+        return tuple(
+            Outcome(
+                run=directory.path,
+                task=job.config.task,
+                seed=job.config.seed,
+                result=self._results.get(directory.path),
+                error=errors.get(directory.path),
+            )
+            for job, directory in zip(self._jobs, self._directories, strict=True)
+        )
+
+    def _join(self, trainee: Trainee) -> None:
+        self._trainees.append(trainee)
+        for note in trainee.job.notes:
+            self._note(trainee, note, phase="train", epoch=trainee.learner.epoch + 1)
+
+    def _behind(self) -> list[Trainee]:
+        """The runs with the fewest epochs: all of them, unless the pass was interrupted."""
+        going = [t for t in self._trainees if t.error is None and not t.finished]
+        first = min((t.learner.epoch for t in going), default=0)
+        return [t for t in going if t.learner.epoch == first]
+
+    def _epoch(self, trainees: Sequence[Trainee]) -> None:
+        """One pass over the training videos, the validation, and the commit of both."""
+        began = time.monotonic()
+        number = trainees[0].learner.epoch + 1
+        total = sum(t.loader.steps_per_epoch for t in trainees)
+        for done, (i, batch) in enumerate(self._batches(trainees, number - 1)):
+            self._tell("train", number, done=done, total=total)
+            trainees[i].step(batch)
+            if all(trainee.error for trainee in trainees):
+                break  # nobody is left to read for
+        for trainee in trainees:
+            trainee.end_steps()
+        judging = time.monotonic()
+        verdicts = self._judge_epoch([t for t in trainees if t.error is None], number)
+        now = time.monotonic()
+        for trainee in trainees:
+            finished = trainee.error is None and trainee.commit(
+                verdicts[trainee],
+                seconds=(now - began) / len(trainees),
+                judged_seconds=(now - judging) / len(trainees),
+            )
+            if finished:
+                self._tell("validate", number, finished=finished, run=trainee.directory.path)
+
+    def _batches(
+        self, trainees: Sequence[Trainee], epoch: int
+    ) -> Iterator[tuple[int, LabelledBatch]]:
+        """(which run, its next batch): streamed to a run by itself, of shared reads to several."""
+        if len(trainees) == 1:
+            return ((0, batch) for batch in trainees[0].loader.epoch(epoch))
+        job = trainees[0].job
+        return iter(
+            SharedEpoch(
+                self._cache,
+                job.plan,
+                [trainee.loader for trainee in trainees],
+                epoch=epoch,
+                workers=job.config.workers,
+                pin=job.compute.device.type == "cuda",
+            )
+        )
+
+    def _judge_epoch(
+        self, trainees: Sequence[Trainee], number: int
+    ) -> Mapping[Trainee, dict[Split, Verdict]]:
+        """Validation of every run, and the test split of those that ask for it."""
+        found: dict[Trainee, dict[Split, Verdict]] = {trainee: {} for trainee in trainees}
+        splits: tuple[Split, ...] = ("val", "test")
+        for split in splits:
+            asked = {
+                trainee: candidate
+                for trainee in trainees
+                if split == "val" or trainee.job.config.test_each_epoch
+                if (candidate := trainee.candidate(split)) is not None
+            }
+            verdicts = self._judge(asked, "validate", number)
+            for trainee, (verdict,) in verdicts.items():
+                found[trainee][split] = verdict
+        return found
+
+    def _finish(self) -> None:
+        """Judge both checkpoints of every run at the final stride, and write the results."""
+        weights = {t: t.final_weights() for t in self._trainees if t.error is None}
+        judgements: dict[Trainee, list[FinalJudgement]] = {trainee: [] for trainee in weights}
+        splits: tuple[Split, ...] = ("val", "test")
+        for split in splits:
+            for trainee, judgement in self._judge_final(split, weights):
+                judgements[trainee].append(judgement)
+        for trainee, checkpoints in weights.items():
+            note = partial(self._note, trainee)
+            result = trainee.finish(checkpoints, judgements[trainee], on_note=note)
+            if result is not None:
+                self._results[trainee.directory.path] = result
+
+    def _judge_final(
+        self, split: Split, weights: Mapping[Trainee, Mapping[Weights, Checkpointed]]
+    ) -> Iterator[tuple[Trainee, FinalJudgement]]:
+        began = time.monotonic()
+        asked = {
+            trainee: candidate
+            for trainee, checkpoints in weights.items()
+            if (candidate := trainee.final_candidate(split, checkpoints)) is not None
+        }
+        verdicts = self._judge(asked, "evaluate", self._jobs[0].config.epochs)
+        seconds = (time.monotonic() - began) / max(1, len(asked))
+        for trainee, said in verdicts.items():
+            by_model = dict(zip(map(id, asked[trainee].models), said, strict=True))
+            by_weights = {name: by_model[id(w.model)] for name, w in weights[trainee].items()}
+            yield trainee, FinalJudgement(split=split, verdicts=by_weights, seconds=seconds)
+
+    def _judge(
+        self, asked: Mapping[Trainee, Candidate], phase: Phase, epoch: int
+    ) -> dict[Trainee, tuple[Verdict, ...]]:
+        if not asked:
+            return {}
+        job = self._jobs[0]
+        stride = job.config.final_stride_seconds
+        if phase == "validate":
+            stride = job.config.validation_stride_seconds
+        verdicts = judge_all(
+            list(asked.values()),
+            self._cache,
+            job.plan,
+            job.compute,
+            stride_seconds=stride,
+            workers=job.config.workers,
+            on_video=lambda done, total: self._tell(phase, epoch, done=done, total=total),
+        )
+        return dict(zip(asked, verdicts, strict=True))
+
+    def _note(
+        self, trainee: Trainee, note: str, *, phase: Phase = "evaluate", epoch: int | None = None
+    ) -> None:
+        at = trainee.learner.epoch if epoch is None else epoch
+        self._tell(phase, at, note=note, run=trainee.directory.path)
+
+    def _tell(
+        self,
+        phase: Phase,
+        epoch: int,
+        *,
+        done: int = 0,
+        total: int = 0,
+        finished: EpochMetrics | None = None,
+        note: str | None = None,
+        run: Path | None = None,
+    ) -> None:
+        self._progress(
+            TrainProgress(
+                phase=phase,
+                epoch=epoch,
+                epochs=self._jobs[0].config.epochs,
+                done=done,
+                total=total,
+                finished=finished,
+                note=note,
+                run=run,
+                runs=len(self._jobs),
+            )
+        )
+
+
+def _begin(jobs: Sequence[Job], folders: Sequence[Path]) -> list[Run]:
+    """Every run's directory; those that are there are compared before another is made."""
+    pairs = list(zip(folders, jobs, strict=True))
+    begun = {folder: (folder / "config.json").exists() for folder in folders}
+    runs = {
+        folder: begin_run(folder, job.about)
+        for folder, job in sorted(pairs, key=lambda pair: not begun[pair[0]])
+    }
+    return [runs[folder] for folder in folders]

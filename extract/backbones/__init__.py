@@ -1,0 +1,1 @@
+"""Frozen backbones: pixels to tokens, and what prepares the pixels."""

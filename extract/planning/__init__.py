@@ -1,0 +1,1 @@
+"""What is to be done before a frame is decoded, and what it will cost."""

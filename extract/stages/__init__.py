@@ -1,0 +1,1 @@
+"""The pipeline of stage 1: reading, encoding and writing at once."""

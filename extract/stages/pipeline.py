@@ -1,0 +1,260 @@
+"""Stage 1 as a whole: videos in, committed cache entries out, three stages at once.
+
+    reading   a pool of threads, one video each     file → resized frames
+    backbone  one thread a CPU core, or two a GPU   frames of several videos → tokens
+    writing   one thread                            tokens → entries, failures
+
+Two bounded buffers join them, so memory depends on the batch size and on nothing else: not on how
+long a video is, nor on how many there are. One video's trouble ends that video alone and is
+recorded; a refusing disk ends the run. Whatever happens, every thread leaves and no half-written
+entry stays. Knows nothing of how a person is told about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+
+import torch
+
+from ... import __version__
+from ...store.cache import Cache
+from ...store.errors import UsageError
+from ...store.spec import require_same
+from ..backbones.clips import is_clip_backbone
+from ..backbones.loading import Backbone, cache_spec
+from ..planning.plan import failures_to_keep, largest_first
+from ..readers.base import Reader
+from ..sampling import moments_of
+from ..sources import VideoSource
+from .buffers import AbortedError, OrderedBuffer, WeightedBuffer
+from .cores import usable_cores
+from .encoding import BackboneStage
+from .items import End, FramePart, TokenPart
+from .progress import ExtractProgress, ExtractSummary, StageName, Tally
+from .reading import ReadingStage
+from .stopping import StopSignal
+from .writing import WritingStage
+
+PROGRESS_SECONDS = 0.2
+CPU_BATCH_SIZE = 8  # CPU time a frame is the same from 8 to 32; small batches share cores evenly
+GPU_BATCH_SIZE = 32
+GPU_BATCH_CLIPS = 4  # of a clip backbone; on a CPU one clip fills a batch
+
+OnProgress = Callable[[ExtractProgress], None]
+Frames = WeightedBuffer[FramePart | End]
+Encoded = OrderedBuffer[list[TokenPart | End]]
+
+
+def fill_cache(
+    sources: Sequence[VideoSource],
+    cache: Cache,
+    backbone: Backbone,
+    reader: Reader,
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    backbone_threads: int | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    stop: threading.Event | None = None,
+    progress: OnProgress | None = None,
+) -> ExtractSummary:
+    """Extract videos into a cache opened for writing (`create_cache`).
+
+    A video whose very file is in the cache already is left (see `plan.decide`); one whose file
+    changed is reported and left until `overwrite`. A video that could not be read in an earlier
+    run is left while its file is unchanged, unless `retry_failed`.
+
+    batch_size: frames that go through the backbone together (default 8 on a CPU, 32 elsewhere).
+    A clip backbone takes whole clips, as many as fit and one at least (default 1 on a CPU, 4
+    elsewhere).
+    workers: videos read at once, one thread each (default: the CPU cores).
+    backbone_threads: threads that run the backbone (default: the CPU cores; two on a GPU, so that
+    one prepares while the other's batch runs).
+    limit: how many videos to attempt at most, in the order given. Those that are left as they are
+    (in the cache already, changed, known to fail) do not count; those that fail do. The run ends
+    with the last attempt: what comes after it in the order is not looked at.
+    stop: when set, videos that are completely read are finished, others dropped, and the summary
+    says `interrupted`. progress: called some times a second, from the calling thread.
+
+    Raises StorageError when the cache cannot be written, FingerprintError when the backbone or the
+    reader is not what the cache was made with, UsageError for a part of a video that the cache's
+    sampling cannot speak of. No entry is ever left half-written, not even then.
+    """
+    _require_spec(cache, backbone, reader)
+    for video in sources:
+        moments_of(
+            cache.spec.sampling, start_seconds=video.start_seconds, end_seconds=video.end_seconds
+        )
+    counts = {"batch size": batch_size, "workers": workers, "backbone threads": backbone_threads}
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}, expected at least 1")
+    on_cpu = backbone.device.type == "cpu"
+    batch_size = _whole_clips(batch_size, backbone.clip_frames, on_cpu=on_cpu)
+    backbone_threads = backbone_threads or (usable_cores() if on_cpu else 2)
+    workers = min(workers or usable_cores(), max(1, len(sources)))
+    frames: Frames = WeightedBuffer(2 * batch_size * backbone_threads)
+    tokens: Encoded = OrderedBuffer(2 * backbone_threads)
+    signal = StopSignal(stop)
+    tally = Tally(
+        num_videos=len(sources),
+        threads={"reading": workers, "backbone": backbone_threads, "writing": 1},
+    )
+    reading = ReadingStage(
+        sources if limit is not None else largest_first(sources),
+        cache,
+        reader,
+        preprocess=backbone.preprocess,
+        clip_frames=backbone.clip_frames,
+        part_frames=batch_size,
+        limit=limit,
+        overwrite=overwrite,
+        known_failures={} if retry_failed else failures_to_keep(cache),
+        frames=frames,
+        stop=signal,
+        tally=tally,
+    )
+    running = BackboneStage(
+        backbone,
+        batch_size=batch_size,
+        stored_dtype=cache.spec.stored_dtype,
+        frames=frames,
+        tokens=tokens,
+        stop=signal,
+        tally=tally,
+    )
+    writing = WritingStage(
+        cache,
+        overwrite=overwrite,
+        provenance=provenance(backbone, reader),
+        tokens=tokens,
+        tally=tally,
+    )
+    crew = _Crew(frames, tokens)
+    with _one_core_a_thread(on_cpu):
+        crew.start("reading", reading.run, workers, then=frames.close)
+        crew.start("backbone", running.run, backbone_threads, then=tokens.close)
+        crew.start("writing", writing.run, 1)
+        crew.finish(lambda: progress(tally.progress()) if progress else None)
+    if tally.progress().extracted:
+        cache.write_catalog()
+    return tally.summary(interrupted=signal.took_effect)
+
+
+class _Crew:
+    """The threads of a run. The first error that any of them meets makes all of them leave."""
+
+    def __init__(self, *buffers: Frames | Encoded) -> None:
+        self._buffers = buffers
+        self._stages: list[tuple[list[threading.Thread], Callable[[], None]]] = []
+        self._error: BaseException | None = None
+        self._failing = threading.Lock()
+
+    def start(
+        self,
+        stage: StageName,
+        body: Callable[[], None],
+        count: int,
+        *,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Start `count` threads of a stage; `then` is called when the last has left."""
+
+        def guarded() -> None:
+            try:
+                body()
+            except AbortedError:
+                pass  # somebody else's error is already being reported
+            except BaseException as error:  # `finish` raises it when all have left
+                self._abort(error)
+
+        threads = [
+            threading.Thread(target=guarded, name=f"{stage}-{i}", daemon=True) for i in range(count)
+        ]
+        for thread in threads:
+            thread.start()
+        self._stages.append((threads, then))
+
+    def finish(self, on_wait: Callable[[], None]) -> None:
+        """Wait for all stages in turn, calling `on_wait` meanwhile; raises what went wrong."""
+        try:
+            for threads, then in self._stages:
+                for thread in threads:
+                    while thread.is_alive():
+                        thread.join(PROGRESS_SECONDS)
+                        on_wait()
+                then()
+            on_wait()
+        except BaseException as error:  # Ctrl-C in the calling thread, or its own progress callback
+            self._abort(error)
+        finally:
+            for threads, _ in self._stages:
+                for thread in threads:
+                    thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _abort(self, error: BaseException) -> None:
+        with self._failing:
+            self._error = self._error or error
+        for buffer in self._buffers:
+            buffer.abort()
+
+
+def _whole_clips(batch_size: int | None, clip_frames: int, *, on_cpu: bool) -> int:
+    """Frames in a batch: a multiple of `clip_frames`, at least one clip."""
+    if batch_size is None and clip_frames == 1:
+        return CPU_BATCH_SIZE if on_cpu else GPU_BATCH_SIZE
+    if batch_size is None:
+        return clip_frames * (1 if on_cpu else GPU_BATCH_CLIPS)
+    return clip_frames * max(1, batch_size // clip_frames)
+
+
+def provenance(backbone: Backbone, reader: Reader) -> dict[str, str]:
+    """What made an entry, beyond what changes its numbers."""
+    device = backbone.device
+    named = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    models = "torchvision" if is_clip_backbone(backbone.name) else "timm"
+    return {
+        "vis4mer": __version__,
+        "reader": f"{reader.name} {reader.version}",
+        "torch": torch.__version__,
+        models: importlib.metadata.version(models),
+        "device": f"{device.type} {named or platform.machine()}",
+        "compute_dtype": backbone.compute_dtype,
+        "host": platform.node(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _require_spec(cache: Cache, backbone: Backbone, reader: Reader) -> None:
+    """FingerprintError when this backbone and reader would not make the cache's numbers."""
+    spec = cache.spec
+    sides = [int(name.removeprefix("grid")) for name in spec.arrays if name.startswith("grid")]
+    wanted = cache_spec(
+        backbone,
+        sampling=spec.sampling,
+        reader=reader.name,
+        stored_dtype=spec.stored_dtype,
+        grids=sides,
+    )
+    require_same(spec, wanted, name=str(cache.path))
+
+
+@contextlib.contextmanager
+def _one_core_a_thread(on_cpu: bool) -> Iterator[None]:
+    """On a CPU every backbone thread keeps to one core: it need not wait for one that reads."""
+    before = torch.get_num_threads()
+    if on_cpu:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

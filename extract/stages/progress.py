@@ -1,0 +1,223 @@
+"""What a run of extraction says about itself: snapshots while it runs, a summary at its end.
+
+Plain records and the counters behind them; knows neither videos nor how a person is shown them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ...store.failures import FailureRecord
+
+StageName = Literal["reading", "backbone", "writing"]
+STAGES: tuple[StageName, ...] = ("reading", "backbone", "writing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractProgress:
+    """A snapshot. num_videos is the whole request; extracted + skipped + failed are done with.
+
+    busy_share: of each stage's threads, the part of the time so far in which they worked instead
+    of waiting for another stage, 0–1. reading: ids of the videos being read now.
+    """
+
+    num_videos: int
+    extracted: int
+    skipped: int
+    failed: int
+    frames: int
+    seconds: float
+    busy_share: Mapping[StageName, float]
+    reading: tuple[str, ...]
+
+    @property
+    def frames_per_second(self) -> float:
+        return self.frames / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DamagedVideo:
+    """A video that was kept although some of its frames are damaged."""
+
+    id: str
+    damaged_frames: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractSummary:
+    """What a run did. Every video asked for is counted in exactly one of: extracted,
+    already_there, changed, failures, known_failures, left.
+
+    changed: ids whose file is no longer the one in the cache; the cache keeps the old entry until
+    `overwrite`. failures: of this run. known_failures: of an earlier run, whose file has not
+    changed since, not tried again. busy_seconds: thread-seconds of work a stage, threads: its
+    threads. interrupted: stopped before its end. left: not finished, because of `limit` or of a
+    stop; those that were not even looked at may be in the cache already.
+
+    Beside these: missing, ids of a known dataset that have no file, and notes, what a user must
+    know of the request, one line each.
+    """
+
+    num_videos: int
+    extracted: int
+    already_there: int
+    changed: tuple[str, ...]
+    failures: tuple[FailureRecord, ...]
+    known_failures: tuple[FailureRecord, ...]
+    damaged: tuple[DamagedVideo, ...]
+    left: int
+    frames: int
+    seconds: float
+    busy_seconds: Mapping[StageName, float]
+    threads: Mapping[StageName, int]
+    interrupted: bool
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def frames_per_second(self) -> float:
+        return self.frames / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def busy_share(self) -> dict[StageName, float]:
+        return busy_share(self.busy_seconds, self.threads, self.seconds)
+
+    @property
+    def bottleneck(self) -> StageName | None:
+        """The stage that the others waited for; None when no frame was extracted."""
+        shares = self.busy_share
+        if not self.frames:
+            return None
+        return max(STAGES, key=shares.__getitem__)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every video asked for is in the cache (or left out by `limit`), 3 when some
+        failed, now or before, and 1 when the run was stopped."""
+        if self.interrupted:
+            return 1
+        return 3 if self.failures or self.known_failures else 0
+
+
+def busy_share(
+    busy_seconds: Mapping[StageName, float], threads: Mapping[StageName, int], seconds: float
+) -> dict[StageName, float]:
+    """Busy thread-seconds as a part of all thread-seconds, 0–1."""
+    if seconds <= 0:
+        return dict.fromkeys(STAGES, 0.0)
+    return {s: min(1.0, busy_seconds[s] / (threads[s] * seconds)) for s in STAGES}
+
+
+class Tally:
+    """Counts what happens in a run; safe from several threads."""
+
+    def __init__(self, *, num_videos: int, threads: Mapping[StageName, int]) -> None:
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._num_videos = num_videos
+        self._threads = dict(threads)
+        self._busy: dict[StageName, float] = dict.fromkeys(STAGES, 0.0)
+        self._since: dict[tuple[StageName, int], float] = {}
+        self._reading: dict[int, str] = {}
+        self._extracted = self._already_there = self._frames = 0
+        self._changed: list[str] = []
+        self._failures: list[FailureRecord] = []
+        self._known_failures: list[FailureRecord] = []
+        self._damaged: list[DamagedVideo] = []
+
+    @contextlib.contextmanager
+    def busy(self, stage: StageName) -> Iterator[None]:
+        """Time spent inside counts as this thread's work for `stage`."""
+        worker = (stage, threading.get_ident())
+        with self._lock:
+            self._since[worker] = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy[stage] += time.monotonic() - self._since.pop(worker)
+
+    @contextlib.contextmanager
+    def reading(self, video_id: str) -> Iterator[None]:
+        worker = threading.get_ident()
+        with self._lock:
+            self._reading[worker] = video_id
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._reading[worker]
+
+    def add_frames(self, count: int) -> None:
+        with self._lock:
+            self._frames += count
+
+    def add_extracted(self, video_id: str, *, damaged_frames: int) -> None:
+        with self._lock:
+            self._extracted += 1
+            if damaged_frames:
+                self._damaged.append(DamagedVideo(id=video_id, damaged_frames=damaged_frames))
+
+    def add_already_there(self) -> None:
+        with self._lock:
+            self._already_there += 1
+
+    def add_changed(self, video_id: str) -> None:
+        with self._lock:
+            self._changed.append(video_id)
+
+    def add_failure(self, failure: FailureRecord) -> None:
+        with self._lock:
+            self._failures.append(failure)
+
+    def add_known_failure(self, failure: FailureRecord) -> None:
+        with self._lock:
+            self._known_failures.append(failure)
+
+    def progress(self) -> ExtractProgress:
+        with self._lock:
+            now = time.monotonic()
+            busy = dict(self._busy)
+            for (stage, _), since in self._since.items():
+                busy[stage] += now - since
+            seconds = now - self._started
+            return ExtractProgress(
+                num_videos=self._num_videos,
+                extracted=self._extracted,
+                skipped=self._already_there + len(self._changed) + len(self._known_failures),
+                failed=len(self._failures),
+                frames=self._frames,
+                seconds=seconds,
+                busy_share=busy_share(busy, self._threads, seconds),
+                reading=tuple(sorted(self._reading.values())),
+            )
+
+    def summary(self, *, interrupted: bool) -> ExtractSummary:
+        with self._lock:
+            done = (
+                self._extracted
+                + self._already_there
+                + len(self._changed)
+                + len(self._failures)
+                + len(self._known_failures)
+            )
+            return ExtractSummary(
+                num_videos=self._num_videos,
+                extracted=self._extracted,
+                already_there=self._already_there,
+                changed=tuple(sorted(self._changed)),
+                failures=tuple(sorted(self._failures, key=lambda failure: failure.id)),
+                known_failures=tuple(sorted(self._known_failures, key=lambda failure: failure.id)),
+                damaged=tuple(sorted(self._damaged, key=lambda video: video.id)),
+                left=self._num_videos - done,
+                frames=self._frames,
+                seconds=time.monotonic() - self._started,
+                busy_seconds=dict(self._busy),
+                threads=self._threads,
+                interrupted=interrupted,
+            )
