@@ -35,7 +35,7 @@ def ablate(
         typer.Option(help="NAME=VALUE,VALUE for any setting, e.g. decoder.depth=1,3; repeatable."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="A TOML file with [base], [axes], [[runs]] and seeds.")
+        Path | None, typer.Option(help="A TOML file with tables base, axes and runs, and seeds.")
     ] = None,
     preset: Annotated[
         str | None,
