@@ -4,7 +4,7 @@ Stage 1 (`vis4mer.extract`) runs a frozen backbone over every video once and com
 a feature cache (`vis4mer.store`). Stage 2 (`vis4mer.decode`) trains temporal decoders from that
 cache and never sees a pixel. The command line is a thin face of these functions:
 
-    vis4mer.extract_videos(["videos.csv"], cache="my.zarr", backbone="vit_small_patch16_224")
+    vis4mer.extract_videos(vis4mer.ExtractRequest(inputs=["videos.csv"], cache="my.zarr"))
     cache = vis4mer.open_cache("my.zarr")
     vis4mer.train_decoder(cache, vis4mer.TrainConfig(task="videos/label"), Path("runs/s4"))
     decoder = vis4mer.load_decoder("runs/s4")
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from .decode.config import TrainConfig
     from .decode.runs.run import load_decoder
     from .decode.train import train_decoder, train_decoders
-    from .extract.request import extract_videos
+    from .extract.request import ExtractRequest, extract_videos
     from .predict import predict_videos
     from .store.cache import open_cache
 
 __all__ = [
+    "ExtractRequest",
     "TrainConfig",
     "extract_videos",
     "load_decoder",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ExtractRequest": ".extract.request",
     "TrainConfig": ".decode.config",
     "extract_videos": ".extract.request",
     "load_decoder": ".decode.runs.run",

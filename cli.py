@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from . import __version__, console
 from .commands import ablate, bench, both, cache, datasets, decode, extract, pretrain, report
+from .commands.shared import choose_thread_waiting
 
 EXIT_INTERRUPTED = 130
 
@@ -51,7 +52,8 @@ def _report(error: BaseException) -> int:
     if hasattr(error, "format_message"):  # the parser's own errors
         hint = getattr(error, "ctx", None)
         command = hint.command_path if hint is not None else "vis4mer"
-        console.print_error(f"{error.format_message()} (see `{command} --help`)")
+        message = error.format_message().replace("Value error, ", "")  # a word of its own library
+        console.print_error(f"{message} (see `{command} --help`)")
         return int(getattr(error, "exit_code", 2))
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - `| head` closed the pipe
@@ -88,11 +90,12 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback has acted on it
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Global options; --debug shows the traceback of an error."""
+    choose_thread_waiting()
 
 
 app.command()(extract.extract)

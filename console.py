@@ -9,7 +9,6 @@ obeyed. What the results of commands look like is said in `render`.
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,18 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from .store.wording import visible
+
 PLAIN_LINE_SECONDS = 10.0
 PLAIN_WIDTH = 400  # a table in a file or a pipe keeps one row a line
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(
+    highlight=False,
+    emoji=False,  # ":smile:" in an id is text
+    soft_wrap=True,
+    width=None if sys.stdout.isatty() else PLAIN_WIDTH,
+)
+err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def print_error(message: str) -> None:
@@ -98,7 +103,7 @@ def human_seconds(seconds: float) -> str:
 
 def shown(text: str) -> str:
     """Text that a terminal can be given: control characters as \\xNN, markup escaped."""
-    return escape(_CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text))
+    return escape(visible(text))
 
 
 class Progress:
@@ -137,10 +142,5 @@ def bar(done: int, total: int, *, width: int = 24) -> str:
 
 
 def share(done: int, total: int) -> str:
-    """A bar and the counts, e.g. for a line of progress."""
-    return f"{bar(done, total)} {done}/{total}"
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 video`, `2 videos`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """A bar and the counts, e.g. for a line of progress; the counts alone in a log."""
+    return f"{bar(done, total)} {done}/{total}" if err.is_terminal else f"{done}/{total}"

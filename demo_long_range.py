@@ -15,15 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .demo_tokens import (
-    NUM_LARGE_VIDEOS,
-    NUM_VIDEOS,
-    SIDES,
-    Question,
-    TokenDemo,
-    write_token_demo,
-)
+from .demo_tokens import FRAMES, NUM_VIDEOS, Question, TokenDemo, write_token_demo
 from .store.errors import UsageError, Vis4merError
+from .store.tasks import Split
 
 if TYPE_CHECKING:
     from .decode.config import OptionValue, TrainConfig
@@ -31,13 +25,38 @@ if TYPE_CHECKING:
     from .decode.training.progress import OnProgress
     from .store.cache import Cache
 
-EPOCHS = 20
-BATCH_SIZE = 16
-LEARNING_RATE = 2e-3
 DECODERS = ("vis4mer", "mean")  # of a demo that names none
-_LARGEST = 1000  # tokens a video, above which fewer videos are drawn
 
 Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How many videos of a length are drawn, and how every contender is trained on them."""
+
+    num_videos: Mapping[Split, int]
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+
+TRAININGS: Mapping[int, Training] = {
+    1: Training(num_videos=NUM_VIDEOS, epochs=30, batch_size=64, learning_rate=3e-3),
+    4: Training(
+        num_videos={"train": 800, "val": 200, "test": 400},
+        epochs=20,
+        batch_size=16,
+        learning_rate=2e-3,
+    ),
+    14: Training(
+        num_videos={"train": 200, "val": 40, "test": 120},
+        epochs=15,
+        batch_size=4,
+        learning_rate=2e-3,
+    ),
+}
+"""By the side of the grid, for 60, 960 and 11,760 tokens a video: longer ones are fewer, so that a
+run stays one of minutes without a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +178,14 @@ def run_long_range(
     seeds: Sequence[int] = (0,),
     seed: int = 0,
     device: str = "auto",
-    epochs: int = EPOCHS,
+    epochs: int | None = None,
     report: Report = lambda _: None,
 ) -> LongRangeResult:
     """Draw tokens, train decoders on them, judge them on the test split; all in `directory`.
 
     decoders: names in CONTENDERS. tokens: of `demo_for`. seeds: of the trainings, seed: of what is
-    drawn. What an earlier call finished is kept. Raises UsageError for a name that is unknown,
-    before anything is written.
+    drawn. epochs: None for those of TRAININGS. What an earlier call finished is kept. Raises
+    UsageError for a name that is unknown, before anything is written.
     """
     for name in decoders:
         find_contender(name)
@@ -195,14 +214,12 @@ def run_long_range(
 
 
 def demo_for(question: Question, *, tokens: str, seed: int = 0) -> TokenDemo:
-    """The videos of a question as a view such as `60x4x4` names them; UsageError lists the views."""
-    for side in SIDES:
-        large = 60 * side * side > _LARGEST
-        sizes = NUM_LARGE_VIDEOS if large else NUM_VIDEOS
-        demo = TokenDemo(question=question, side=side, seed=seed, num_videos=sizes)
+    """The videos of a question in a view such as `60x4x4`; UsageError lists the views."""
+    for side, training in TRAININGS.items():
+        demo = TokenDemo(question=question, side=side, seed=seed, num_videos=training.num_videos)
         if demo.tokens == tokens:
             return demo
-    known = ", ".join(f"60x{side}x{side}" for side in SIDES)
+    known = ", ".join(f"{FRAMES}x{side}x{side}" for side in TRAININGS)
     raise UsageError(f"--tokens {tokens}: expected {known} of a demo of tokens")
 
 
@@ -234,7 +251,7 @@ def train_contender(
     run: Path,
     seed: int,
     device: str = "auto",
-    epochs: int = EPOCHS,
+    epochs: int | None = None,
     progress: OnProgress | None = None,
 ) -> LongRangeScore:
     """Train the contender `name` in directory `run`, or go on with it, and judge it on the test
@@ -260,20 +277,20 @@ def train_contender(
 
 
 def contender_config(
-    demo: TokenDemo, name: str, *, seed: int, device: str = "auto", epochs: int = EPOCHS
+    demo: TokenDemo, name: str, *, seed: int, device: str = "auto", epochs: int | None = None
 ) -> TrainConfig:
-    """The same training for every contender. Windows are whole videos, so strides do not matter;
-    computed in float32 everywhere, as the other demo is."""
+    """The same training for every contender; epochs: None for those of TRAININGS. Windows are whole
+    videos, so strides do not matter; in float32 on every device, as in the other demo."""
     from .decode.config import DecoderConfig, OptimizerConfig, TrainConfig
 
-    contender = find_contender(name)
+    contender, training = find_contender(name), TRAININGS[demo.side]
     return TrainConfig(
         task=demo.reference,
         decoder=DecoderConfig(name=contender.decoder, options=contender.options),
-        optimizer=OptimizerConfig(lr=LEARNING_RATE, warmup_epochs=1.0),
+        optimizer=OptimizerConfig(lr=training.learning_rate, warmup_epochs=1.0),
         tokens=demo.tokens,
-        epochs=epochs,
-        batch_size=BATCH_SIZE,
+        epochs=epochs or training.epochs,
+        batch_size=training.batch_size,
         seed=seed,
         device=device,
         precision="float32",

@@ -21,7 +21,7 @@ from typing import Any
 
 from . import __version__
 from .extract.stages.cores import usable_cores
-from .extract.wording import describe_error
+from .store.wording import describe_error
 
 MIN_PYTHON = (3, 11)
 MIN_FREE_BYTES = 2 << 30

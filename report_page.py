@@ -8,7 +8,6 @@ cannot be read is shown without frames, and that is said.
 from __future__ import annotations
 
 import io
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .store.errors import Vis4merError
+from .store.tasks import without_extent
+from .store.wording import some_of
 
 if TYPE_CHECKING:
     from .decode.report.examples import Still, VideoStretch
@@ -35,7 +36,6 @@ MAX_STILL_BYTES = 4_000_000
 END_ROUNDING_SECONDS = 2.0  # a window may end so long after the file and still be of it
 MAX_NAMED = 5  # ids in one line of notes
 
-_EXTENT = re.compile(r"(.+)@[0-9]+-[0-9]*", re.DOTALL)
 OnVideo = Callable[[int, int], None]  # videos looked for, videos in all
 
 
@@ -127,9 +127,7 @@ def read_stills(
 
 def find_video(index: VideoIndex, entry_id: str) -> Path | None:
     """The file of an entry, whose id may end in the part that it is of: `ID@2500-9000`."""
-    path = index.find(entry_id)
-    part = _EXTENT.fullmatch(entry_id)
-    return index.find(part[1]) if path is None and part else path
+    return index.find(entry_id) or index.find(without_extent(entry_id))
 
 
 def _stills(path: Path, stretch: VideoStretch, reader: Reader) -> tuple[tuple[Still, ...], float]:
@@ -166,5 +164,4 @@ def _jpeg(frame: NDArray[np.uint8]) -> tuple[bytes, int, int]:
 
 def _named(what: str, ids: Sequence[str]) -> str:
     """One line that names the first few; empty for none."""
-    more = f" and {len(ids) - MAX_NAMED} more" if len(ids) > MAX_NAMED else ""
-    return f"{what} {', '.join(ids[:MAX_NAMED])}{more}." if ids else ""
+    return f"{what} {some_of(ids, most=MAX_NAMED)}." if ids else ""

@@ -17,15 +17,15 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import describe_machine
 from vis4mer.demo_long_range import (
     CONTENDERS,
-    EPOCHS,
     LEFT_OUT,
+    TRAININGS,
     LongRangeScore,
     LongRangeSetting,
     cache_path,
@@ -34,15 +34,14 @@ from vis4mer.demo_long_range import (
     train_contender,
 )
 from vis4mer.demo_tokens import CLASSES, Question, write_token_demo
-from vis4mer.store.errors import Vis4merError
 
 if TYPE_CHECKING:
     from vis4mer.decode.training.progress import TrainProgress
 
 SEEDS = {"60x1x1": (0, 1, 2), "60x4x4": (0, 1, 2), "60x14x14": (0,)}
 LIMIT_SECONDS = 600.0
-FIRST_STEPS = 5  # by which the rest of a run is judged
-CERTAIN = 1.5  # times the limit: what few steps must foretell before a run is given up
+FIRST_SECONDS = 15.0  # of steps, before the rest of a run is judged by them
+CERTAIN = 1.5  # times the limit: what they must foretell before a run is given up
 
 
 @dataclass(frozen=True)
@@ -65,22 +64,27 @@ class Deadline:
     def __init__(self, limit: float) -> None:
         self._limit = limit
         self._began = time.monotonic()
+        self._mark: tuple[float, int] | None = None  # when it was first told of steps, and how many
 
     def tell(self, progress: TrainProgress) -> None:
-        seconds = time.monotonic() - self._began
-        if seconds > self._limit:
+        now = time.monotonic()
+        if now - self._began > self._limit:
             raise TooSlowError(
-                f"stopped after {seconds:.0f} s, in epoch {progress.epoch} of {progress.epochs}"
+                f"stopped after {now - self._began:.0f} s, in epoch {progress.epoch} of "
+                f"{progress.epochs}"
             )
-        if progress.finished is not None:
-            foretold = seconds / progress.epoch * progress.epochs
-            if foretold > CERTAIN * self._limit:
-                raise TooSlowError(f"would take about {foretold:.0f} s")
-        first = progress.phase == "train" and progress.epoch == 1 and progress.total
-        if first and progress.done >= FIRST_STEPS:
-            foretold = seconds / progress.done * progress.total * progress.epochs
-            if foretold > 2 * CERTAIN * self._limit:
-                raise TooSlowError(f"would take about {foretold:.0f} s")
+        if progress.phase != "train" or not progress.total or progress.finished is not None:
+            return
+        steps = (progress.epoch - 1) * progress.total + progress.done
+        if self._mark is None:  # what is done once, before the first steps, foretells nothing
+            self._mark = now, steps
+        since, done = now - self._mark[0], steps - self._mark[1]
+        if since < FIRST_SECONDS or not done:
+            return
+        left = progress.epochs * progress.total - steps
+        foretold = now - self._began + since / done * left
+        if foretold > CERTAIN * self._limit:
+            raise TooSlowError(f"would take about {foretold:.0f} s")
 
 
 def keys(options: argparse.Namespace) -> Iterator[Key]:
@@ -106,9 +110,11 @@ def read_rows(file: Path) -> dict[Key, dict[str, Any]]:
 
 def do(key: Key, folder: Path, *, device: str, limit: float) -> dict[str, Any]:
     """The row of a run: its score, or why it was skipped."""
+    from vis4mer.decode.training.learner import DivergedError
+
     demo = demo_for(key.question, tokens=key.tokens)
     cache = write_token_demo(cache_path(folder, demo), demo)
-    row: dict[str, Any] = {**key.__dict__, "device": device}
+    row: dict[str, Any] = {**asdict(key), "device": device}
     try:
         score = train_contender(
             cache,
@@ -119,9 +125,9 @@ def do(key: Key, folder: Path, *, device: str, limit: float) -> dict[str, Any]:
             device=device,
             progress=Deadline(limit).tell,
         )
-    except (TooSlowError, Vis4merError) as error:
+    except (TooSlowError, DivergedError) as error:
         return {**row, "skipped": str(error)}
-    return {**row, **score.__dict__}
+    return {**row, **asdict(score)}
 
 
 def settings(rows: dict[Key, dict[str, Any]]) -> dict[tuple[str, str, str], LongRangeSetting]:
@@ -144,7 +150,12 @@ def print_markdown(rows: dict[Key, dict[str, Any]]) -> None:
         contenders = [c for c in CONTENDERS if any((tokens, c, q) in found for q in CLASSES)]
         if not contenders:
             continue
-        print(f"\n{tokens}: accuracy in percent, mean ± standard deviation over seeds\n")
+        training = TRAININGS[demo_for("order", tokens=tokens).side]
+        print(
+            f"\n`{tokens}`: test accuracy in percent, mean ± standard deviation over seeds; "
+            f"{training.num_videos['train']} videos, {training.epochs} epochs, batches of "
+            f"{training.batch_size}, learning rate {training.learning_rate:g}\n"
+        )
         print("| decoder | parameters | " + " | ".join(CLASSES) + " | seconds a run |")
         print("|---|" + "---|" * (len(CLASSES) + 2))
         chances = " | ".join(f"{100 / len(classes):.0f}" for classes in CLASSES.values())
@@ -154,8 +165,8 @@ def print_markdown(rows: dict[Key, dict[str, Any]]) -> None:
             there = [cell for cell in cells if cell is not None]
             seconds = sum(cell.seconds for cell in there) / len(there)
             size = f"{there[0].first.num_parameters:,}"
-            row = " | ".join(map(figure, cells))
-            print(f"| `{contender}` | {size} | {row} | {seconds:.0f} |")
+            figures = " | ".join(map(figure, cells))
+            print(f"| `{contender}` | {size} | {figures} | {seconds:.0f} |")
     print("\nSkipped:\n")
     for name, why in LEFT_OUT.items():
         print(f"- `{name}`: {why}")
@@ -202,6 +213,8 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     file = options.folder / "results.jsonl"
     rows = read_rows(file)
+    # Whole lines again, so that the next one does not go on where a crash has torn the last.
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
     for key in () if options.table else keys(options):
         if key in rows and not (options.retry and "skipped" in rows[key]):
             continue
@@ -211,7 +224,7 @@ def main() -> None:
             results.write(json.dumps(row) + "\n")
         said = row.get("skipped") or f"{row['correct']}/{row['total']}, {row['seconds']:.0f} s"
         print(f"{key.question} {key.tokens} {key.contender} seed {key.seed}: {said}", flush=True)
-    print(f"\n{EPOCHS} epochs a run; {describe_machine(('torch',))}")
+    print(", ".join(f"{name} {value}" for name, value in describe_machine(("torch",)).items()))
     print_markdown(rows)
 
 

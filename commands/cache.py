@@ -11,8 +11,8 @@ import typer
 from .. import console
 from ..render import cache as render
 from ..store.errors import UsageError
-from .extract import parse_names, parse_sides
-from .shared import CachePath, Json, Split, stop_on_sigterm
+from ..store.wording import counted
+from .shared import CachePath, Json, Split, parse_names, parse_sides, stop_on_sigterm
 
 app = typer.Typer(no_args_is_help=True, help="Look into a feature cache and check it.")
 Dtype = Literal["float16", "bfloat16", "int8"]
@@ -109,7 +109,9 @@ def cache_rm(
     for record in [opened.record(entry_id) for entry_id in ids]:
         opened.remove(record.id)
     opened.write_catalog()
-    console.print_line(f"removed {len(ids)} videos; `vis4mer cache gc {cache}` frees their space")
+    console.print_line(
+        f"removed {counted(len(ids), 'video')}; `vis4mer cache gc {cache}` frees their space"
+    )
 
 
 @app.command("pool")
@@ -157,7 +159,10 @@ def cache_import(
         Literal["plain", "vis4mer"],
         typer.Option(help="vis4mer: ID.npy of (T, 197, width), CLS first, as it was released."),
     ] = "plain",
-    fps: Annotated[float, typer.Option(help="Frames taken from a second of video.")] = 1.0,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Frames taken from a second of video (default: as exported, else 1)."),
+    ] = None,
     prefix: Annotated[
         int | None,
         typer.Option(min=0, help="Tokens before the patches (default: 0 or 1, what fits)."),
@@ -166,7 +171,10 @@ def cache_import(
         str | None, typer.Option(help="HxW of the patches (default: the square that fits).")
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Type of the stored tokens.")] = "float16",
-    backbone: Annotated[str, typer.Option(help="What is said to have made them.")] = "unknown",
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="What is said to have made them (default: as exported, else unknown)."),
+    ] = None,
     name_by: Annotated[
         Literal["auto", "file", "array"],
         typer.Option(help="What names a video; auto is the array's name where there are several."),
@@ -179,7 +187,8 @@ def cache_import(
 ) -> None:
     """Take tokens that were made elsewhere into a cache. The same command again continues.
 
-    Arrays are (T, D), (T, tokens, D) or (T, h, w, D). Nothing is unpickled.
+    Arrays are (T, D), (T, tokens, D) or (T, h, w, D). Nothing is unpickled. Of an export of ours
+    the rate, the layout of tokens and the backbone's name are taken over.
 
     Example: vis4mer cache import features/ --cache old.zarr --layout vis4mer
     """

@@ -41,7 +41,12 @@ def check(
     videos: Annotated[
         Path | None, typer.Option(help="The folder with the videos (else as configured).")
     ] = None,
-    window: Annotated[float, typer.Option(help="Count videos shorter than these seconds.")] = 60.0,
+    window: Annotated[
+        float | None,
+        typer.Option(
+            help="Count videos shorter than these seconds (default: 60; not for breakfast and coin)."
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Only look whether files are there; open none.")
     ] = False,
@@ -91,9 +96,14 @@ def fetch(
 
     Example: vis4mer datasets fetch lvu --to annotations
     """
-    from ..extract.annotations.fetch import fetch_annotations
+    from ..extract.annotations.fetch import FetchError, fetch_annotations
     from ..extract.annotations.presets import PRESETS
 
-    with console.Progress() as show:
-        fetched = fetch_annotations(dataset, to, overwrite=overwrite, on_phase=show)
+    try:
+        with console.Progress() as show:
+            fetched = fetch_annotations(dataset, to, overwrite=overwrite, on_phase=show)
+    except FetchError as error:
+        for line in error.by_hand:
+            console.print_note(line)
+        raise
     render.print_fetched(fetched, PRESETS[dataset].read(to), as_json=as_json)

@@ -40,6 +40,9 @@ def train_decoder(
     lr: Annotated[float | None, typer.Option(help="Learning rate of AdamW.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and windows.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
+    share_memory: Annotated[
+        float, typer.Option(min=0.001, help="GB of memory for what several runs read together.")
+    ] = 4.0,
     init: Annotated[
         Path | None, typer.Option(help="Begin with the encoder of this `vis4mer pretrain` run.")
     ] = None,
@@ -97,6 +100,8 @@ def train_decoder(
         outcomes = train_decoders(
             opened,
             plan.jobs,
+            share_bytes=round(share_memory * 1e9),
+            several=plan.several,
             init=None if init is None else read_encoder(init),
             progress=render.TrainingDisplay(show),
         )

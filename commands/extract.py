@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,8 +11,16 @@ import typer
 from .. import console
 from ..render import extract as render
 from ..render import plan as plan_render
-from ..store.errors import UsageError
-from .shared import CachePath, Device, Json, Protocol, Split, stop_on_sigterm
+from .shared import (
+    CachePath,
+    Device,
+    Json,
+    Protocol,
+    Split,
+    parse_names,
+    parse_sides,
+    stop_on_sigterm,
+)
 
 Dtype = Literal["float16", "bfloat16", "int8"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -29,27 +36,6 @@ Videos = Annotated[
 Tasks = Annotated[
     list[str] | None, typer.Option("--task", help="Only these tasks, e.g. relationship,scene.")
 ]
-
-
-def parse_sides(text: str, *, option: str = "--grids") -> tuple[int, ...]:
-    """`7,4` as (7, 4). UsageError for anything else."""
-    try:
-        return tuple(int(side) for side in text.split(",")) if text else ()
-    except ValueError as error:
-        raise UsageError(f"{option} {text}: expected whole numbers such as 7 or 7,4") from error
-
-
-def parse_names(values: Sequence[str] | None) -> tuple[str, ...]:
-    """The names in values such as `a,b` and `@FILE`, one a line there, each once."""
-    from ..extract.sources import read_list
-
-    found: list[str] = []
-    for value in values or ():
-        if value.startswith("@"):
-            found += read_list(Path(value[1:]))
-        else:
-            found += [name for name in map(str.strip, value.split(",")) if name]
-    return tuple(dict.fromkeys(found))
 
 
 def extract(
@@ -140,67 +126,44 @@ def extract(
 
     Example: vis4mer extract --dataset lvu --annotations lvu_1.0 --videos videos --task relationship
     """
-    from ..extract.request import extract_videos, plan_videos
+    from ..extract.request import ExtractRequest, extract_videos, plan_videos
 
-    sides, tasks, chosen = parse_sides(grids), parse_names(task), parse_names(ids)
+    asked = ExtractRequest(
+        inputs=inputs or [],
+        cache=cache,
+        dataset=dataset,
+        annotations=annotations,
+        videos=videos,
+        tasks=parse_names(task),
+        split=split,
+        ids=parse_names(ids),
+        protocol=protocol,
+        backbone=backbone,
+        weights=weights,
+        fps=fps,
+        segments=segments,
+        stored_dtype=dtype,
+        grids=parse_sides(grids),
+        full_grid=full_grid,
+        reader=reader,
+        device=device,
+        compute_dtype=None if precision == "auto" else precision,
+        batch_size=batch_size,
+        workers=workers,
+        limit=limit,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
+    )
     if dry_run:
         with console.Progress() as show:
             show("looking at the videos" + (" and trying the backbone" if probe else ""))
-            plan = plan_videos(
-                inputs or [],
-                cache=cache,
-                dataset=dataset,
-                annotations=annotations,
-                videos=videos,
-                tasks=tasks,
-                split=split,
-                ids=chosen,
-                protocol=protocol,
-                backbone=backbone,
-                fps=fps,
-                segments=segments,
-                stored_dtype=dtype,
-                grids=sides,
-                full_grid=full_grid,
-                reader=reader,
-                device=device,
-                compute_dtype=None if precision == "auto" else precision,
-                batch_size=batch_size,
-                workers=workers,
-                limit=limit,
-                overwrite=overwrite,
-                retry_failed=retry_failed,
-                probe=probe,
-            )
+            plan = plan_videos(asked, probe=probe)
         plan_render.print_plan(plan, as_json=as_json)
         return
     with console.Progress() as show, stop_on_sigterm() as stop:
         show(f"loading the backbone (weights: {weights})")
         summary = extract_videos(
-            inputs or [],
-            cache=cache,
-            dataset=dataset,
-            annotations=annotations,
-            videos=videos,
-            tasks=tasks,
-            split=split,
-            ids=chosen,
-            protocol=protocol,
-            backbone=backbone,
-            weights=weights,
-            fps=fps,
-            segments=segments,
-            stored_dtype=dtype,
-            grids=sides,
-            full_grid=full_grid,
-            reader=reader,
-            device=device,
-            compute_dtype=None if precision == "auto" else precision,
-            batch_size=batch_size,
-            workers=workers,
-            limit=limit,
-            overwrite=overwrite,
-            retry_failed=retry_failed,
+            asked,
             stop=stop,
             progress=partial(render.show_extraction, show),
             on_note=console.print_note,

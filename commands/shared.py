@@ -1,21 +1,25 @@
-"""What several commands share: options, exit codes, stopping on SIGTERM."""
+"""What several commands share: options and their values, exit codes, stopping on SIGTERM."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from ..store.errors import UsageError
+from ..store.spec import ProtocolName
+
 EXIT_SOME_FAILED = 3
 
 Split = Literal["train", "val", "test"]
 Which = Literal["selected", "best", "last"]
-Protocol = Literal["clean", "official"]
+Protocol = ProtocolName
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A feature cache, NAME.zarr.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
@@ -30,6 +34,39 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def parse_sides(text: str, *, option: str = "--grids") -> tuple[int, ...]:
+    """`7,4` as (7, 4). UsageError for anything else."""
+    try:
+        return tuple(int(side) for side in text.split(",")) if text else ()
+    except ValueError as error:
+        raise UsageError(f"{option} {text}: expected whole numbers such as 7 or 7,4") from error
+
+
+def parse_names(values: Sequence[str] | None) -> tuple[str, ...]:
+    """The names in values such as `a,b` and `@FILE`, one a line there, each once."""
+    from ..extract.sources import read_list
+
+    found: list[str] = []
+    for value in values or ():
+        if value.startswith("@"):
+            found += read_list(Path(value[1:]))
+        else:
+            found += [name for name in map(str.strip, value.split(",")) if name]
+    return tuple(dict.fromkeys(found))
+
+
+def choose_thread_waiting() -> None:
+    """On a machine that is busy already, ask OpenMP for threads that wait without spinning.
+
+    Spinning threads take the cores from each other there (small decoders ran five times slower at
+    twice the load); on idle cores they make large steps a third faster. Read when torch is loaded,
+    which has not happened yet; a policy that is set already stays.
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > (os.cpu_count() or 1) / 2:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def exit_with(num_done: int, num_failed: int) -> None:

@@ -20,11 +20,12 @@ from pathlib import Path
 from ..store.cache import Cache
 from ..store.errors import UsageError
 from .config import TrainConfig
-from .data.sharing import SHARE_BYTES, choose_blocks
+from .data.sharing import SHARE_BYTES
 from .pretraining.encoder import PretrainedEncoder
 from .runs.results import TrainResult
-from .runs.run import lock_run, open_run
+from .runs.run import lock_run
 from .training.begin import require_own_directory
+from .training.blocks import pass_blocks
 from .training.job import Job, prepare_job
 from .training.progress import OnProgress
 from .training.side_by_side import Outcome, Pass
@@ -61,7 +62,7 @@ def train_decoder(
     else, be it another run, DivergedError (the last good checkpoint is kept) when the loss is no
     longer finite.
     """
-    (outcome,) = train_decoders(cache, [(config, run)], init=init, progress=progress)
+    (outcome,) = train_decoders(cache, [(config, run)], several=False, init=init, progress=progress)
     return outcome.require()
 
 
@@ -70,48 +71,34 @@ def train_decoders(
     jobs: Sequence[tuple[TrainConfig, Path]],
     *,
     share_bytes: int = SHARE_BYTES,
+    several: bool = True,
     init: PretrainedEncoder | None = None,
     progress: OnProgress | None = None,
 ) -> tuple[Outcome, ...]:
     """Train independent decoders in one pass over the cache, each into its own directory.
 
-    share_bytes: host memory for what is read for several of them; decides `blocks` where no config
-    says it. init: as in `train_decoder`, for all of them. Every config says the same of the fields
-    in `SHARED`. Finished runs are returned as they are, and those that are behind catch up first. A
-    run that diverges ends alone: its outcome has the error. Raises as `train_decoder` does before
-    anything is trained.
+    share_bytes: host memory for what is read for several of them; decides `blocks` where neither a
+    config nor a run begun says it. several: more may join them later, so that even one run is dealt
+    into blocks that leave room. init: as in `train_decoder`, for all of them.
+
+    Every config says the same of the fields in `SHARED`. Finished runs are returned as they are,
+    and those that are behind catch up first. A run that diverges ends alone: its outcome has the
+    error. Raises as `train_decoder` does before anything is trained, and UsageError where runs
+    begun hold blocks too large for `share_bytes`.
     """
     prepared = [prepare_job(cache, config, init=init) for config, _ in jobs]
     folders = [run for _, run in jobs]
     _require_distinct(folders)
     for folder in folders:
         require_own_directory(folder)
-    blocks = _blocks(cache, prepared, folders, share_bytes)
+    several = several or len(jobs) > 1
+    blocks = pass_blocks(cache, prepared, folders, share_bytes=share_bytes, several=several)
     prepared = [job if job.config.blocks else job.with_blocks(blocks) for job in prepared]
     _require_alike(prepared, folders)
     with contextlib.ExitStack() as held:
         for folder in folders:
             held.enter_context(lock_run(folder))
         return Pass(cache, prepared, folders, progress or (lambda _: None)).run()
-
-
-def _blocks(cache: Cache, jobs: Sequence[Job], folders: Sequence[Path], share_bytes: int) -> int:
-    """The blocks of a pass where its configs leave them open: those of a run that goes on, one for
-    a run by itself, or as many as the memory asks for."""
-    given = {job.config.blocks for job in jobs} - {None}
-    begun = [open_run(f).about.train.blocks for f in folders if (f / "config.json").exists()]
-    for known in (*given, *begun):
-        if known is not None:
-            return known
-    if len(jobs) == 1:
-        return 1
-    return choose_blocks(
-        cache,
-        [job.splits["train"].samples for job in jobs],
-        jobs[0].plan,
-        windows_per_video=max(job.config.windows_per_video for job in jobs),
-        share_bytes=share_bytes,
-    )
 
 
 def _require_distinct(folders: Sequence[Path]) -> None:

@@ -14,12 +14,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from ..store.errors import UsageError
-from ..store.spec import Preprocess, Sampling
+from ..store.spec import Preprocess, ProtocolName, Sampling
 
 if TYPE_CHECKING:
     from .backbones.loading import Backbone
-
-ProtocolName = Literal["clean", "official"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """One request for stage 1, from what a person names to a filled cache.
 
-    extract_videos(["videos.csv"], cache="my.zarr", backbone="vit_small_patch16_224.augreg_in21k")
-    extract_videos(dataset="lvu", annotations="lvu_1.0", videos="videos", protocol="official")
+    extract_videos(ExtractRequest(inputs=["videos.csv"], cache="my.zarr", fps=2))
+    plan_videos(ExtractRequest(dataset="lvu", annotations="lvu_1.0", protocol="official"))
 
 Finds the videos, loads the backbone, opens the cache, writes the task tables and runs the pipeline.
 Which videos are meant is said in `finding`, what a run does in `pipeline`, what a backbone is in
@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING
 
 from ..store.cache import Cache, create_cache, find_cache
 from ..store.errors import UsageError
-from ..store.spec import CacheSpec, ComputeDtype, StoredDtype, require_writable
+from ..store.spec import CacheSpec, ComputeDtype, ProtocolName, StoredDtype, require_writable
 from ..store.tasks import Split
-from .annotations.finding import find_request
+from .annotations.ends import LabelBeyond, labels_beyond, parts_beyond
+from .annotations.finding import Request, find_request
 from .annotations.labelling import save_tables
-from .annotations.presets import find_preset
+from .annotations.presets import Preset, find_preset
 from .planning.dry_run import ExtractPlan, plan_extraction
-from .protocols import ProtocolName, protocol_named, sampling_of
+from .protocols import protocol_named, sampling_of
 from .readers import get_reader
 from .readers.base import Reader
-from .stages.progress import ExtractSummary
+from .stages.progress import ExtractSummary, require_counts
 
 if TYPE_CHECKING:
     from .backbones.loading import Backbone
@@ -37,80 +38,108 @@ DEFAULT_BACKBONE = "vit_large_patch16_224.augreg_in21k"  # the encoder of the Vi
 OnNote = Callable[[str], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExtractRequest:
+    """What to extract, with what, and into which cache.
+
+    inputs, dataset, annotations, videos, tasks, split, ids: see `finding.find_request`. cache: the
+    feature cache to make or to continue; may be left out for a dataset known by name, then
+    `NAME.zarr`. protocol: see `protocols`. backbone, weights, device, compute_dtype: see
+    `load_backbone`; each known dataset has its own default backbone. fps: frames a second of video,
+    default 1; segments: so many equal parts of each video instead, the default of Breakfast and
+    COIN (64) unless fps is given. stored_dtype: of the tokens in the cache. grids: sides of pooled
+    copies to keep, e.g. (7,); full_grid: whether to keep the patches themselves. reader: what reads
+    the files. batch_size, workers, limit, overwrite, retry_failed: see `pipeline.fill_cache`.
+    """
+
+    inputs: Sequence[str] = ()
+    cache: str | Path | None = None
+    dataset: str | Path | None = None
+    annotations: str | Path | None = None
+    videos: str | Path | None = None
+    tasks: Collection[str] = ()
+    split: Split | None = None
+    ids: Collection[str] = ()
+    protocol: ProtocolName = "clean"
+    backbone: str | None = None
+    weights: str = "hub"
+    fps: float | None = None
+    segments: int | None = None
+    stored_dtype: StoredDtype = "float16"
+    grids: Sequence[int] = ()
+    full_grid: bool = True
+    reader: str = "pyav"
+    device: str = "auto"
+    compute_dtype: ComputeDtype | None = None
+    batch_size: int | None = None
+    workers: int | None = None
+    limit: int | None = None
+    overwrite: bool = False
+    retry_failed: bool = False
+
+    def __post_init__(self) -> None:
+        require_counts(batch_size=self.batch_size, workers=self.workers)
+
+    @property
+    def preset(self) -> Preset | None:
+        """The dataset that is known by name, if it is one."""
+        return find_preset(self.dataset) if self.dataset is not None else None
+
+    @property
+    def cache_path(self) -> Path:
+        """UsageError where nobody named a cache and the dataset gives it no name."""
+        if self.cache is not None:
+            return Path(self.cache)
+        if self.preset is None:
+            raise UsageError(
+                "--cache is missing: give the feature cache to make or to continue, such as "
+                "--cache my.zarr"
+            )
+        return Path(f"{self.preset.name}.zarr")
+
+    @property
+    def backbone_name(self) -> str:
+        """As asked for, else the dataset's own, else the paper's."""
+        own = self.preset.backbone if self.preset is not None else None
+        return self.backbone or own or DEFAULT_BACKBONE
+
+    @property
+    def num_segments(self) -> int | None:
+        """Parts of each video, None for frames at a rate."""
+        if self.segments is not None or self.preset is None or self.fps is not None:
+            return self.segments
+        return self.preset.segments
+
+
 def extract_videos(
-    inputs: Sequence[str] = (),
+    asked: ExtractRequest,
     *,
-    cache: str | Path | None = None,
-    dataset: str | Path | None = None,
-    annotations: str | Path | None = None,
-    videos: str | Path | None = None,
-    tasks: Collection[str] = (),
-    split: Split | None = None,
-    ids: Collection[str] = (),
-    protocol: ProtocolName = "clean",
-    backbone: str | None = None,
-    weights: str = "hub",
-    fps: float | None = None,
-    segments: int | None = None,
-    stored_dtype: StoredDtype = "float16",
-    grids: Sequence[int] = (),
-    full_grid: bool = True,
-    reader: str = "pyav",
-    device: str = "auto",
-    compute_dtype: ComputeDtype | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    limit: int | None = None,
-    overwrite: bool = False,
-    retry_failed: bool = False,
     stop: threading.Event | None = None,
     progress: OnProgress | None = None,
     on_note: OnNote | None = None,
 ) -> ExtractSummary:
-    """Extract videos into the cache at `cache`, which is made or continued.
+    """Extract videos into a cache, which is made or continued.
 
-    inputs, dataset, annotations, videos, tasks, split, ids: see `finding.find_request`. cache: may
-    be left out for a dataset known by name, then `NAME.zarr`. protocol: see `protocols`. backbone,
-    weights, device, compute_dtype: see `load_backbone`; each known dataset has its own default
-    backbone. fps: frames a second of video, default 1; segments: so many equal parts of each video
-    instead, the default of Breakfast and COIN (64) unless fps is given. grids: sides of pooled
-    copies to keep, e.g. (7,); full_grid: whether to keep the patches themselves. on_note: told what
-    a user must know before the work begins. The rest: see `pipeline.fill_cache`, whose summary is
-    returned, with the notes and the ids of a known dataset that have no file.
+    stop, progress: see `pipeline.fill_cache`, whose summary is returned, with the notes and the ids
+    of a known dataset that have no file. on_note: told what a user must know before the work
+    begins.
 
     Raises UsageError for a request that cannot be understood, FingerprintError when the cache was
     made with other settings, StorageError when it cannot be written.
     """
     from .stages.pipeline import fill_cache
 
-    making = _making(
-        dataset,
-        cache=cache,
-        protocol=protocol,
-        backbone=backbone,
-        fps=fps,
-        segments=segments,
-        stored_dtype=stored_dtype,
-        grids=grids,
-        full_grid=full_grid,
-        reader=reader,
-    )
-    request = find_request(
-        inputs,
-        dataset=dataset,
-        annotations=annotations,
-        videos=videos,
-        tasks=tasks,
-        split=split,
-        ids=ids,
-        sampling=sampling_of(protocol, fps=fps, segments=making.segments),
-    )
+    path, reader = asked.cache_path, get_reader(asked.reader)
+    request = _find(asked)
     _tell(on_note, request.notes)
-    existing = find_cache(making.cache)
-    if existing is not None and weights == "hub":  # before gigabytes are fetched for nothing
-        _require_settings(existing, making.planned_spec())
-    loaded = making.load(weights=weights, device=device, compute_dtype=compute_dtype)
-    opened = create_cache(making.cache, making.spec(loaded))
+    existing = find_cache(path)
+    # Before gigabytes are fetched for nothing. What a plug-in gives only its own weights tell.
+    if asked.weights == "hub" and not _is_plugin(asked):
+        planned = _spec(asked, _shape(asked), reader)
+        if existing is not None:
+            _require_settings(existing, planned)
+    loaded = _load(asked, weights=asked.weights, device=asked.device)
+    opened = create_cache(path, _spec(asked, loaded, reader))
     changes = [change.describe() for change in save_tables(opened, request.tables)]
     notes = [*request.notes, *(change for change in changes if change is not None)]
     _tell(on_note, notes[len(request.notes) :])
@@ -118,91 +147,45 @@ def extract_videos(
         request.videos,
         opened,
         loaded,
-        making.reader,
-        batch_size=batch_size,
-        workers=workers,
-        limit=limit,
-        overwrite=overwrite,
-        retry_failed=retry_failed,
+        reader,
+        batch_size=asked.batch_size,
+        workers=asked.workers,
+        limit=asked.limit,
+        overwrite=asked.overwrite,
+        retry_failed=asked.retry_failed,
         stop=stop,
         progress=progress,
     )
-    return replace(summary, missing=request.missing, notes=tuple(notes))
+    beyond = _labels_beyond(request, opened)
+    return replace(summary, missing=request.missing, beyond=beyond, notes=tuple(notes))
 
 
-def plan_videos(
-    inputs: Sequence[str] = (),
-    *,
-    cache: str | Path | None = None,
-    dataset: str | Path | None = None,
-    annotations: str | Path | None = None,
-    videos: str | Path | None = None,
-    tasks: Collection[str] = (),
-    split: Split | None = None,
-    ids: Collection[str] = (),
-    protocol: ProtocolName = "clean",
-    backbone: str | None = None,
-    fps: float | None = None,
-    segments: int | None = None,
-    stored_dtype: StoredDtype = "float16",
-    grids: Sequence[int] = (),
-    full_grid: bool = True,
-    reader: str = "pyav",
-    device: str = "auto",
-    compute_dtype: ComputeDtype | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    limit: int | None = None,
-    overwrite: bool = False,
-    retry_failed: bool = False,
-    probe: bool = False,
-) -> ExtractPlan:
-    """What `extract_videos` would do with the same arguments, and what it takes. Writes nothing.
+def plan_videos(asked: ExtractRequest, *, probe: bool = False) -> ExtractPlan:
+    """What `extract_videos` would do with the same request, and what it takes. Writes nothing.
 
     probe: try the backbone and a few videos too, to say how long it will take (see `probe`).
 
     Raises what `extract_videos` would, FingerprintError for other settings than the cache's among
-    them. Only the weights and the precision of the backbone are not compared: they are not loaded.
-    A known dataset need not have any video there yet.
+    them. Only the weights and the precision of the backbone are not compared: they are not loaded,
+    but for a plug-in's, which alone knows its shape. A known dataset need not have any video there
+    yet.
     """
-    making = _making(
-        dataset,
-        cache=cache,
-        protocol=protocol,
-        backbone=backbone,
-        fps=fps,
-        segments=segments,
-        stored_dtype=stored_dtype,
-        grids=grids,
-        full_grid=full_grid,
-        reader=reader,
-    )
-    request = find_request(
-        inputs,
-        dataset=dataset,
-        annotations=annotations,
-        videos=videos,
-        tasks=tasks,
-        split=split,
-        ids=ids,
-        sampling=sampling_of(protocol, fps=fps, segments=making.segments),
-        require_files=False,
-    )
-    on = device if probe else "cpu"
-    shaped = making.load(weights="random:0", device=on, compute_dtype=compute_dtype)
-    spec = making.spec(shaped)
-    existing = find_cache(making.cache)
+    path, reader = asked.cache_path, get_reader(asked.reader)
+    request = _find(asked, require_files=False)
+    backbone = _trial(asked) if probe else _shape(asked)
+    spec = _spec(asked, backbone, reader)
+    existing = find_cache(path)
     if existing is not None:
         _require_settings(existing, spec)
     plan = plan_extraction(
         request.videos,
         spec=spec,
         cache=existing,
-        cache_path=making.cache,
-        reader=making.reader,
-        limit=limit,
-        overwrite=overwrite,
-        retry_failed=retry_failed,
+        cache_path=path,
+        reader=reader,
+        limit=asked.limit,
+        overwrite=asked.overwrite,
+        retry_failed=asked.retry_failed,
         missing=request.missing,
         durations=request.durations,
         tables=request.tables,
@@ -214,12 +197,12 @@ def plan_videos(
 
     planned = set(plan.to_extract)
     rates = probe_rates(
-        shaped,
+        backbone,
         [video for video in request.videos if video.id in planned],
-        making.reader,
+        reader,
         sampling=spec.sampling,
-        batch_size=batch_size,
-        workers=workers,
+        batch_size=asked.batch_size,
+        workers=asked.workers,
     )
     return replace(plan, probe=rates)
 
@@ -230,88 +213,83 @@ def _tell(on_note: OnNote | None, notes: Sequence[str]) -> None:
             on_note(note)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Making:
-    """What cache is to be made and how, the dataset's own defaults filled in."""
-
-    cache: Path
-    protocol: ProtocolName
-    backbone: str
-    fps: float | None
-    segments: int | None
-    stored_dtype: StoredDtype
-    grids: tuple[int, ...]
-    full_grid: bool
-    reader: Reader
-
-    def load(
-        self, *, weights: str, device: str, compute_dtype: ComputeDtype | None = None
-    ) -> Backbone:
-        """The backbone with the protocol's preprocessing."""
-        from .backbones.loading import load_backbone
-
-        loaded = load_backbone(
-            self.backbone, weights=weights, device=device, compute_dtype=compute_dtype
-        )
-        return protocol_named(self.protocol).apply(loaded)
-
-    def spec(self, loaded: Backbone) -> CacheSpec:
-        from .backbones.loading import cache_spec
-
-        sampling = sampling_of(
-            self.protocol,
-            fps=self.fps,
-            segments=self.segments,
-            clip_frames=loaded.clip_frames,
-        )
-        return cache_spec(
-            loaded,
-            sampling=sampling,
-            reader=self.reader.name,
-            stored_dtype=self.stored_dtype,
-            grids=self.grids,
-            full_grid=self.full_grid,
-        )
-
-    def planned_spec(self) -> CacheSpec:
-        """The shapes that the backbone would give: random weights have them too."""
-        return self.spec(self.load(weights="random:0", device="cpu"))
+def _labels_beyond(request: Request, cache: Cache) -> tuple[LabelBeyond, ...]:
+    """The labels that speak of more than the videos hold, of those asked for and in the cache."""
+    if not request.tables:
+        return ()
+    videos = [video for video in request.videos if video.id in cache]
+    seconds = {video.id: cache.record(video.id).duration_seconds for video in videos}
+    if not cache.spec.sampling.needs_extent:
+        return labels_beyond(request.tables, seconds)
+    return parts_beyond((v.id, v.start_seconds, v.end_seconds, seconds[v.id]) for v in videos)
 
 
-def _making(
-    dataset: str | Path | None,
-    *,
-    cache: str | Path | None,
-    protocol: ProtocolName,
-    backbone: str | None,
-    fps: float | None,
-    segments: int | None,
-    stored_dtype: StoredDtype,
-    grids: Sequence[int],
-    full_grid: bool,
-    reader: str,
-) -> _Making:
-    """Fill in what was left out. UsageError for a cache without a name."""
-    preset = find_preset(dataset) if dataset is not None else None
-    if cache is None:
-        if preset is None:
-            raise UsageError(
-                "--cache is missing: give the feature cache to make or to continue, such as "
-                "--cache my.zarr"
-            )
-        cache = f"{preset.name}.zarr"
-    own_segments = preset.segments if preset is not None and fps is None else None
-    own_backbone = preset.backbone if preset is not None else None
-    return _Making(
-        cache=Path(cache),
-        protocol=protocol,
-        backbone=backbone or own_backbone or DEFAULT_BACKBONE,
-        fps=fps,
-        segments=segments if segments is not None else own_segments,
-        stored_dtype=stored_dtype,
-        grids=tuple(grids),
-        full_grid=full_grid,
-        reader=get_reader(reader),
+def _find(asked: ExtractRequest, *, require_files: bool = True) -> Request:
+    request = find_request(
+        asked.inputs,
+        dataset=asked.dataset,
+        annotations=asked.annotations,
+        videos=asked.videos,
+        tasks=asked.tasks,
+        split=asked.split,
+        ids=asked.ids,
+        sampling=sampling_of(asked.protocol, fps=asked.fps, segments=asked.num_segments),
+        require_files=require_files,
+    )
+    if not request.tables:
+        return request
+    labels = "; ".join(f"{table.reference} {table.describe_labels()}" for table in request.tables)
+    return replace(request, notes=(*request.notes, f"labels: {labels}"))
+
+
+def _load(asked: ExtractRequest, *, weights: str, device: str) -> Backbone:
+    """The backbone with the protocol's preprocessing."""
+    from .backbones.loading import load_backbone
+
+    loaded = load_backbone(
+        asked.backbone_name, weights=weights, device=device, compute_dtype=asked.compute_dtype
+    )
+    return protocol_named(asked.protocol).apply(loaded)
+
+
+def _trial(asked: ExtractRequest) -> Backbone:
+    """A backbone to try: random weights take as long, and a plug-in may know none but its own."""
+    weights = asked.weights if _is_plugin(asked) else "random:0"
+    return _load(asked, weights=weights, device=asked.device)
+
+
+def _shape(asked: ExtractRequest) -> Backbone:
+    """What a spec says of the backbone, without its numbers; a plug-in must be loaded for that."""
+    from .backbones.loading import shape_of_backbone
+
+    if _is_plugin(asked):
+        return _load(asked, weights=asked.weights, device="cpu")
+    shape = shape_of_backbone(asked.backbone_name, compute_dtype=asked.compute_dtype)
+    return protocol_named(asked.protocol).apply(shape)
+
+
+def _is_plugin(asked: ExtractRequest) -> bool:
+    from .backbones.plugins import is_plugin
+
+    return is_plugin(asked.backbone_name)
+
+
+def _spec(asked: ExtractRequest, loaded: Backbone, reader: Reader) -> CacheSpec:
+    from .backbones.loading import cache_spec
+
+    sampling = sampling_of(
+        asked.protocol,
+        fps=asked.fps,
+        segments=asked.num_segments,
+        clip_frames=loaded.clip_frames,
+    )
+    return cache_spec(
+        loaded,
+        sampling=sampling,
+        reader=reader.name,
+        stored_dtype=asked.stored_dtype,
+        grids=asked.grids,
+        full_grid=asked.full_grid,
     )
 
 

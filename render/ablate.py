@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ..console import (
     Progress,
-    counted,
     human_bytes,
     human_seconds,
     print_error,
@@ -17,6 +16,7 @@ from ..console import (
     print_note,
     print_table,
 )
+from ..store.wording import counted
 
 if TYPE_CHECKING:
     from ..decode.ablate.passes import SweepProgress

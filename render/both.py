@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..console import (
-    counted,
     human_seconds,
     print_error,
     print_json,
@@ -17,6 +16,7 @@ from ..console import (
     print_note,
     print_table,
 )
+from ..store.wording import counted
 
 if TYPE_CHECKING:
     from ..demo import DemoResult

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..console import (
-    counted,
     human_bytes,
     human_seconds,
     print_json,
     print_line,
     print_table,
 )
+from ..store.wording import counted, some_of
 
 if TYPE_CHECKING:
     from ..store.convert.exporting import ExportSummary
@@ -76,7 +76,7 @@ def print_verification(report: VerifyReport, *, as_json: bool) -> None:
         print_line(f"damaged: {problem.reason}")
     found = "no problems" if report.ok else counted(len(report.problems), "problem")
     print_line(
-        f"{report.mode} check of {report.num_entries} videos, {human_bytes(report.num_bytes)}: "
+        f"{report.mode} check of {counted(report.num_entries, 'video')}, {human_bytes(report.num_bytes)}: "
         + found
         + ("; flipped bytes show only with --full" if report.mode == "quick" else "")
     )
@@ -92,11 +92,15 @@ def print_import(summary: ImportSummary, *, as_json: bool) -> None:
     if as_json:
         print_json(summary.to_json())
         return
+    for note in summary.notes:
+        print_line(f"note: {note}")
     for failure in summary.failures:
         print_line(f"failed: {failure.id}: {failure.reason}")
     if summary.changed:
-        shown = ", ".join(summary.changed[:5])
-        print_line(f"{len(summary.changed)} files changed and were left (--overwrite): {shown}")
+        changed = counted(len(summary.changed), "file")
+        print_line(
+            f"{changed} changed and left as before (--overwrite): {some_of(summary.changed)}"
+        )
     print_line(
         f"{counted(len(summary.imported), 'video')} imported, {summary.already_there} were there "
         f"already, {len(summary.failures)} failed"
@@ -104,11 +108,20 @@ def print_import(summary: ImportSummary, *, as_json: bool) -> None:
     )
     print_line(
         f"{counted(summary.frames, 'frame')} of {summary.layout}, stored as "
-        f"{summary.stored_dtype}, in {human_seconds(summary.seconds)}; frame k is taken to be at "
-        f"k / {summary.fps:g} s, and how the tokens were made is recorded as unknown"
+        f"{summary.stored_dtype}, in {human_seconds(summary.seconds)}; {_times(summary)}, and how "
+        "the tokens were made is recorded as unknown"
     )
     if summary.interrupted:
         print_line("stopped early; the same command goes on")
+
+
+def _times(summary: ImportSummary) -> str:
+    """When frames are taken to be; that of nothing, when nothing was imported."""
+    assumed = f"frame k is taken to be at k / {summary.fps:g} s"
+    if summary.assumed_times == len(summary.imported):
+        return assumed
+    some = counted(summary.assumed_times, "video")
+    return "times as exported" + (f" (of {some}, {assumed})" if summary.assumed_times else "")
 
 
 def print_export(summary: ExportSummary, *, as_json: bool) -> None:
@@ -119,8 +132,10 @@ def print_export(summary: ExportSummary, *, as_json: bool) -> None:
     for failure in summary.failures:
         print_line(f"failed: {failure.id}: {failure.reason}")
     if summary.missing:
-        shown = ", ".join(summary.missing[:5])
-        print_line(f"{len(summary.missing)} that the task names are not in the cache: {shown}")
+        print_line(
+            f"{len(summary.missing)} that the task names are not in the cache: "
+            f"{some_of(summary.missing)}"
+        )
     print_line(
         f"{counted(len(summary.exported), 'video')} exported to {summary.folder}, "
         f"{human_bytes(summary.num_bytes)} in {human_seconds(summary.seconds)}; "
@@ -162,4 +177,6 @@ def print_garbage(report: GarbageReport, *, dry_run: bool, as_json: bool) -> Non
         return
     verb = "would free" if dry_run else "freed"
     young = "" if report.num_files else " (what is younger than --grace-hours is kept)"
-    print_line(f"{verb} {human_bytes(report.num_bytes)} in {report.num_files} files{young}")
+    print_line(
+        f"{verb} {human_bytes(report.num_bytes)} in {counted(report.num_files, 'file')}{young}"
+    )

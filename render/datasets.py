@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..console import counted, print_json, print_line, print_table
+from ..console import print_json, print_line, print_table
+from ..store.wording import counted, some_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from ..extract.annotations.fetch import Fetched
     from ..extract.annotations.overview import PresetStatus
 
+_COLUMNS = 118
+_FEW_CLASSES = 10
 _SHOWN = 5  # of a list of ids; --json has them all
 
 
@@ -33,7 +38,8 @@ def print_presets(presets: Sequence[PresetStatus], *, as_json: bool) -> None:
             print_line(f"  problem      {preset.problem}")
         if preset.num_videos is not None:
             print_line(
-                f"  holds        {preset.num_videos:,} videos, {preset.num_rows:,} rows, "
+                f"  holds        {counted(preset.num_videos, 'video')}, "
+                f"{counted(preset.num_rows or 0, 'row')}, "
                 f"{counted(len(preset.tasks), 'task')}: {', '.join(preset.tasks)}"
             )
     print_line("`vis4mer datasets fetch NAME --to DIR` downloads annotation files, never videos")
@@ -54,7 +60,7 @@ def print_fetched(fetched: Fetched, read: Annotations, *, as_json: bool) -> None
     )
     _print_notes(read.notes)
     print_line(
-        f"{read.dataset}: {len(read.ids):,} videos, {rows:,} rows in "
+        f"{read.dataset}: {counted(len(read.ids), 'video')}, {counted(rows, 'row')} in "
         f"{counted(len(read.tables), 'task')}; its videos are not downloaded, they are at "
         f"{VIDEOS_ARE_AT[read.dataset]}"
     )
@@ -62,6 +68,8 @@ def print_fetched(fetched: Fetched, read: Annotations, *, as_json: bool) -> None
 
 def print_audit(audit: Audit, *, missing: Path | None, as_json: bool) -> None:
     """`datasets check`: what is there, each split, what leaks, what is of another length."""
+    from ..extract.annotations.check import ON_YOUTUBE
+
     if as_json:
         print_json(_audit_json(audit))
         return
@@ -69,50 +77,84 @@ def print_audit(audit: Audit, *, missing: Path | None, as_json: bool) -> None:
     print_line()
     _print_tasks(audit)
     print_line()
+    for task in audit.tasks:
+        for line in _class_lines(task):
+            print_line(line)
     _print_lengths(audit.lengths)
+    _print_beyond(audit)
     _print_notes(audit.notes)
     if audit.split_changes:
         print_line(
             f"{counted(len(audit.split_changes), 'video')} in different splits of different "
             "tasks: tasks may share reads, never a trained decoder"
         )
-    print_line(_summary(audit))
+    for line in _summary(audit):
+        print_line(line)
     if missing is not None:
         print_line(f"{missing} lists {counted(len(audit.lost), 'video')} that cannot be used")
     elif audit.lost:
-        print_line("--missing FILE.csv lists what cannot be used, with addresses")
+        addresses = ", with addresses" if audit.dataset in ON_YOUTUBE else ""
+        print_line(f"--missing FILE.csv lists what cannot be used{addresses}")
 
 
 def _print_splits(audit: Audit) -> None:
-    looked = ("present", "missing", "broken") if audit.looked else ()
-    short = f"< {audit.window_seconds:g} s"
+    columns = ["task", "split", "videos"]
+    if audit.looked:
+        columns += ["present", "missing"]
+    if audit.opened:
+        columns.append("undecodable")
+    if audit.window_seconds is not None:
+        columns.append(f"< {audit.window_seconds:g} s")
     rows = []
     for task in audit.tasks:
         for split in task.splits:
-            found = (split.present, split.missing, split.undecodable) if audit.looked else ()
-            classes = " ".join(map(str, split.class_counts)) or "regression"
-            rows.append((task.task, split.split, split.videos, *found, split.short, classes))
-    print_table(("task", "split", "videos", *looked, short, "rows of each class"), rows)
+            cells: list[object] = [task.task, split.split, split.videos]
+            if audit.looked:
+                cells += [split.present, split.missing]
+            if audit.opened:
+                cells.append(split.undecodable)
+            if audit.window_seconds is not None:
+                cells.append(split.short)
+            rows.append(cells)
+    print_table(columns, rows)
 
 
 def _print_tasks(audit: Audit) -> None:
     rows = [
-        (
-            task.task,
-            _floor(task),
-            _leak(task),
-            len(task.in_two_splits),
-            ", ".join(task.untrained),
-            ", ".join(task.untested),
-        )
+        (task.task, task.labels, _floor(task), _leak(task), len(task.in_two_splits))
         for task in audit.tasks
     ]
-    print_table(
-        ("task", "floor", "test leaks", "in two splits", "no train class", "no test class"), rows
-    )
+    print_table(("task", "labels", "floor", "test leaks", "in two splits"), rows)
+    print_line("floor: always the most frequent test class, or always zero")
     print_line(
-        "floor: always the most frequent test class, or always zero; test leaks: test videos of "
-        "a group (LVU: a movie) that training has seen"
+        "test leaks: test videos that training has seen, or of a group (LVU: a movie) that it has"
+    )
+
+
+def _class_lines(task: TaskAudit) -> Iterator[str]:
+    """Rows of each class where they are few, else how many; what no decoder can learn or show."""
+    if not task.classes:
+        return
+    splits = [split.split for split in task.splits]
+    counts = list(zip(*(split.class_counts for split in task.splits), strict=True))
+    if len(task.classes) <= _FEW_CLASSES:
+        named = (
+            f"{name} {'/'.join(map(str, of))}"
+            for name, of in zip(task.classes, counts, strict=True)
+        )
+        text = f"rows in {'/'.join(splits)}: {', '.join(named)}"
+    else:
+        rows = [sum(of) for of in counts]
+        text = f"{task.labels}, {min(rows)} to {max(rows)} rows each"
+    for what, names in (("training", task.untrained), ("test", task.untested)):
+        if names:
+            text += f"; {len(names)} without {what} rows: {some_of(names, most=3)}"
+    yield from textwrap.wrap(
+        f"{task.task}: {text}",
+        _COLUMNS,
+        subsequent_indent="  ",
+        break_on_hyphens=False,
+        break_long_words=False,
     )
 
 
@@ -124,7 +166,7 @@ def _floor(task: TaskAudit) -> str:
 
 def _leak(task: TaskAudit) -> str:
     tested = next((split.videos for split in task.splits if split.split == "test"), 0)
-    return "no groups" if task.leaking is None else f"{len(task.leaking)}/{tested}"
+    return f"{len(task.leaking)}/{tested}"
 
 
 def _print_lengths(lengths: LengthAudit) -> None:
@@ -132,13 +174,21 @@ def _print_lengths(lengths: LengthAudit) -> None:
         return
     print_line(
         f"{counted(lengths.compared, 'file')} against the annotated length: {lengths.same} equal, "
-        f"{lengths.with_outro} with an outro of 5 to 60 s, {len(lengths.too_long)} longer still, "
-        f"{len(lengths.too_short)} too short; {lengths.mean_difference:+.1f} s on average"
+        f"{lengths.with_outro} with an outro of {outro_length()}, "
+        f"{len(lengths.too_long)} longer still, {len(lengths.too_short)} too short; "
+        f"{lengths.mean_difference:+.1f} s on average"
     )
     for line in _differences("too short", lengths.too_short):
         print_line(line)
     for line in _differences("much longer", lengths.too_long):
         print_line(line)
+
+
+def outro_length() -> str:
+    """How long an outro that the annotation leaves out may be."""
+    from ..extract.annotations.audit import OUTRO_SECONDS
+
+    return "{:g} to {:g} s".format(*OUTRO_SECONDS)
 
 
 def _differences(what: str, found: Sequence[LengthDifference]) -> Iterator[str]:
@@ -156,19 +206,33 @@ def _print_notes(notes: Sequence[str]) -> None:
         print_line(f"note: {note}")
 
 
-def _summary(audit: Audit) -> str:
+def _print_beyond(audit: Audit) -> None:
+    if not audit.beyond:
+        return
+    print_line(f"{counted(len(audit.beyond), 'label')} beyond the end of the file:")
+    for label in audit.beyond[:_SHOWN]:
+        print_line(f"  {label.describe()}")
+    if len(audit.beyond) > _SHOWN:
+        print_line(f"  and {len(audit.beyond) - _SHOWN} more (--json lists all)")
+
+
+def _summary(audit: Audit) -> Iterator[str]:
     hours = f", {audit.seconds / 3600:.1f} h annotated" if audit.seconds else ""
     named = f"{audit.dataset}: {counted(audit.videos, 'video')}{hours}"
     if not audit.looked:
-        return f"{named}; no folder of videos was given, so no file was looked for"
-    broken = [lost for lost in audit.lost if lost.problem != "missing"]
-    for lost in broken[:_SHOWN]:
-        print_line(f"cannot be decoded: {lost.id}: {lost.problem}")
-    opened = f"{audit.opened} opened" if audit.opened else "none opened"
-    return (
-        f"{named}; {audit.usable} usable, {len(audit.lost) - len(broken)} missing, "
-        f"{len(broken)} cannot be decoded ({opened})"
-    )
+        yield f"{named}; no folder of videos was given, so no file was looked for"
+        return
+    causes = Counter(lost.cause for lost in audit.lost)
+    undecodable = [lost for lost in audit.lost if lost.cause == "undecodable"]
+    for lost in undecodable[:_SHOWN]:
+        yield f"undecodable: {lost.id}: {lost.problem}"
+    label = f", {causes['label']} with labels after its end only" if causes["label"] else ""
+    if audit.opened:
+        found = f"{causes['undecodable']} undecodable{label} ({audit.opened} opened)"
+        yield f"{named}; {audit.usable} usable, {causes['missing']} missing, {found}"
+    else:
+        found = "no file was opened, so whether they can be decoded is not known"
+        yield f"{named}; {audit.usable} present, {causes['missing']} missing; {found}"
 
 
 def _audit_json(audit: Audit) -> dict[str, Any]:
@@ -178,6 +242,9 @@ def _audit_json(audit: Audit) -> dict[str, Any]:
         content["lengths"][name] = [
             {**asdict(each), "difference": each.difference} for each in getattr(audit.lengths, name)
         ]
+    content["beyond"] = [
+        {**asdict(label), "unusable": label.unusable} for label in audit.beyond
+    ]
     return content
 
 

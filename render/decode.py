@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ..console import (
     Progress,
-    counted,
     human_bytes,
     human_seconds,
     print_error,
@@ -18,16 +17,19 @@ from ..console import (
     print_table,
     share,
 )
+from ..store.wording import counted
 
 if TYPE_CHECKING:
     from ..decode.decoders.about import DecoderAbout
     from ..decode.judging.metrics import EvaluationResult
+    from ..decode.judging.statistics import SeedStatistics
     from ..decode.released.importing import ImportSummary
-    from ..decode.runs.results import TrainResult
+    from ..decode.runs.results import TrainResult, Weights
     from ..decode.runs.runlog import EpochMetrics
     from ..decode.training.many import OverSeeds
     from ..decode.training.progress import TrainProgress
     from ..decode.training.side_by_side import Outcome
+    from ..store.tasks import TaskKind
 
 
 class TrainingDisplay:
@@ -51,7 +53,7 @@ class TrainingDisplay:
         if progress.note is not None:
             self._note(progress, progress.note)
         if progress.finished is not None:
-            print_note(f"{where}  {_measured(progress.finished)}")
+            print_note(f"{where}  {_measured(progress.finished, progress.kind)}")
         elif progress.total:
             words = {"train": "training", "validate": "validating", "evaluate": "judging"}
             runs = f" {progress.runs} runs" if progress.runs > 1 else ""
@@ -76,9 +78,10 @@ class TrainingDisplay:
             print_note(f"note: {task}{': ' * bool(task)}{note}")
 
 
-def _measured(epoch: EpochMetrics) -> str:
-    validation = "" if epoch.val_score is None else f"  val score {epoch.val_score:.4f}"
-    test = "" if epoch.test_score is None else f"  test score {epoch.test_score:.4f}"
+def _measured(epoch: EpochMetrics, kind: TaskKind) -> str:
+    what = "MSE" if kind == "regression" else "accuracy"
+    validation = "" if epoch.val_score is None else f"  val {what} {epoch.val_score:.4f}"
+    test = "" if epoch.test_score is None else f"  test {what} {epoch.test_score:.4f}"
     took = human_seconds(epoch.seconds)
     return f"loss {epoch.train_loss:.4f}{validation}{test}  lr {epoch.lr:.2e}  {took}"
 
@@ -98,8 +101,8 @@ def print_training(result: TrainResult, *, as_json: bool) -> None:
         horizons = ", ".join(f"{seconds:.3g}" for seconds in result.horizon_seconds)
         print_line(f"the kernels reach back (99 % of the energy, median, by layer): {horizons} s")
     print_line(
-        f"{result.num_parameters:,} parameters, {result.selected} weights of epoch {result.epoch}, "
-        f"{human_seconds(result.seconds)}, {human_bytes(result.bytes_read)} read; "
+        f"{result.num_parameters:,} parameters, {_word(result.selected)} weights of epoch "
+        f"{result.epoch}, {human_seconds(result.seconds)}, {human_bytes(result.bytes_read)} read; "
         f"everything is in {result.run}"
     )
 
@@ -109,7 +112,7 @@ def _print_other_weights(result: TrainResult) -> None:
     for name, judged in result.by_weights.items():
         figures = judged.test or judged.val
         if judged.epoch != result.epoch and figures is not None:
-            print_line(f"{name} weights (epoch {judged.epoch}): {figures.describe()}")
+            print_line(f"{_word(name)} weights (epoch {judged.epoch}): {figures.describe()}")
     if result.best_test_epoch is not None and result.test is not None:
         regression = result.test.kind == "regression"
         print_line(result.best_test_epoch.describe(regression=regression))
@@ -127,7 +130,10 @@ def print_pass(
             }
         )
     elif rows:
-        columns = ("task", "split", "weights", "score", "floor", "seeds", "each")
+        columns = (
+            *("task", "split", "weights", "accuracy or MSE", "floor", "videos", "unseen"),
+            *("seeds", "each"),
+        )
         print_table(columns, [_over_seeds_cells(row) for row in rows])
         _print_best_test_epochs(outcomes)
         results = [outcome.result for outcome in outcomes if outcome.result is not None]
@@ -141,23 +147,44 @@ def print_pass(
 
 
 def _over_seeds_cells(row: OverSeeds) -> tuple[str, ...]:
-    factor, unit = (1.0, "") if row.kind == "regression" else (100.0, " %")
-    digits = 3 if row.kind == "regression" else 1
-    spread = "" if row.std is None else f" ± {factor * row.std:.{digits}f}"
-    if row.correct is None:
-        each = [f"{score:.{digits}f}" for score in row.scores]
-    else:
+    each = [_figure(row, value) for value in row.figure.values]
+    if row.correct is not None:
         each = [f"{k}/{n}" for k, n in zip(row.correct, row.totals, strict=True)]
+    mse = "MSE " if row.kind == "regression" else ""
+    total = row.totals[0]
+    unseen = f"{row.num_unseen}/{total}"
+    if row.unseen is not None and row.num_unseen < total:
+        unseen += f": {_mean(row, row.unseen)}"
     return (
         row.task,
         row.split,
-        "best-val" if row.weights == "best" else "last",
-        ("MSE " if row.kind == "regression" else "")
-        + f"{factor * row.mean:.{digits}f}{spread}{unit}",
-        f"{factor * row.floor:.{digits}f}{unit}",
+        _word(row.weights),
+        f"{mse}{_mean(row, row.figure)}",
+        _figure(row, row.floor) + _unit(row),
+        f"{total}/{row.listed}",
+        unseen,
         str(len(row.seeds)),
         ", ".join(each),
     )
+
+
+def _word(weights: Weights) -> str:
+    """As `--set select` calls them."""
+    return "best-val" if weights == "best" else "last"
+
+
+def _mean(row: OverSeeds, figure: SeedStatistics) -> str:
+    """Such as `75.0 ± 12.5 %`, or `0.263`."""
+    spread = "" if figure.std is None else f" ± {_figure(row, figure.std)}"
+    return f"{_figure(row, figure.mean)}{spread}{_unit(row)}"
+
+
+def _figure(row: OverSeeds, value: float) -> str:
+    return f"{value:.3f}" if row.kind == "regression" else f"{100 * value:.1f}"
+
+
+def _unit(row: OverSeeds) -> str:
+    return "" if row.kind == "regression" else " %"
 
 
 def _print_best_test_epochs(outcomes: Sequence[Outcome]) -> None:

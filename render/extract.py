@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from ..console import (
     Progress,
-    counted,
     human_seconds,
     print_json,
     print_line,
     share,
 )
+from ..store.wording import counted, some_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,14 +48,19 @@ def print_extraction(summary: ExtractSummary, *, as_json: bool) -> None:
             "(--retry-failed tries them again)"
         )
     if summary.changed:
-        shown = ", ".join(summary.changed[:5])
-        print_line(f"{len(summary.changed)} files changed and were left (--overwrite): {shown}")
+        print_line(
+            f"{counted(len(summary.changed), 'file')} changed and left as before (--overwrite): "
+            f"{some_of(summary.changed)}"
+        )
     print_line(
-        f"{summary.extracted} videos extracted, {summary.already_there} were there already, "
+        f"{counted(summary.extracted, 'video')} extracted, {summary.already_there} were there already, "
         f"{len(summary.failures)} failed"
         + (f", {summary.left} left to do" if summary.left else "")
         + (f", {len(summary.missing):,} of the dataset have no file" if summary.missing else "")
     )
+    if summary.beyond:
+        shown = some_of([label.describe() for label in summary.beyond], most=3)
+        print_line(f"{counted(len(summary.beyond), 'label')} beyond the end of the video: {shown}")
     if summary.bottleneck is not None:
         busy = ", ".join(f"{stage} {part:.0%}" for stage, part in summary.busy_share.items())
         print_line(
@@ -77,14 +82,16 @@ def print_labels(cache: Path, result: LabelResult, *, as_json: bool) -> None:
         print_line(f"note: {note}")
     for change in result.tables:
         table = change.table
-        outputs = f"{len(table.classes)} classes" if table.classes else "regression"
         has = "now has" if change.is_new else "has"
-        print_line(f"{cache} {has} task {table.reference}: {len(table.rows)} rows, {outputs}")
+        print_line(
+            f"{cache} {has} task {table.reference}: {counted(len(table.rows), 'row')}, "
+            f"{table.describe_labels()}"
+        )
         if not change.is_new:
             print_line(change.describe() or f"labels of {table.reference} did not change")
         if change.missing:
-            some = ", ".join(change.missing[:5]) + (", …" if len(change.missing) > 5 else "")
-            print_line(f"not in the cache: {counted(len(change.missing), 'video')}: {some}")
+            missing = counted(len(change.missing), "video")
+            print_line(f"not in the cache: {missing}: {some_of(change.missing)}")
 
 
 def _label_json(change: TableChange) -> dict[str, object]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..console import counted, human_bytes, human_seconds, print_json, print_line, print_table
+from ..console import human_bytes, human_seconds, print_json, print_line, print_table
+from ..store.wording import counted
+from .datasets import outro_length
 
 if TYPE_CHECKING:
     from ..extract.planning.dry_run import Amount, ExtractPlan, Profile
@@ -35,9 +37,10 @@ def print_plan(plan: ExtractPlan, *, as_json: bool) -> None:
         f"{len(plan.unreadable)} cannot be read, {len(plan.known_failures)} failed before, "
         f"{plan.left} beyond --limit"
     )
-    if plan.num_bytes > plan.free_bytes:
+    if plan.profiles[0].all.num_bytes > plan.free_bytes:
+        what = "this" if plan.num_bytes > plan.free_bytes else "all of it, with the missing videos,"
         print_line(
-            "this does not fit on the disk: choose another --cache, --dtype int8, or --grids 7 "
+            f"{what} does not fit on the disk: choose another --cache, --dtype int8, or --grids 7 "
             "--no-full-grid"
         )
     _print_time(plan)
@@ -63,7 +66,7 @@ def _print_amounts(plan: ExtractPlan) -> None:
             f"differ (median; {counted(plan.num_opened, 'file')} opened)"
         )
     elif plan.absent.videos and plan.sampling.kind == "fps":
-        print_line("lengths: as annotated; files may be longer (LVU's outros are 5 to 60 s)")
+        print_line(f"lengths: as annotated; files may be longer, LVU's by {outro_length()}")
 
 
 def _amount(name: str, amount: Amount) -> tuple[object, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..console import counted, human_bytes, human_seconds, print_json, print_line
+from ..console import human_bytes, human_seconds, print_json, print_line
+from ..store.wording import counted
 
 if TYPE_CHECKING:
     from ..decode.pretraining.train import PretrainResult

@@ -12,16 +12,19 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import CacheFormatError, Vis4merError
 
 JSON = dict[str, Any]
 MAX_JSON_BYTES = 64 << 20  # a record of a ten-hour video at 1 fps is 0.5 MB
+_BESIDE = re.compile(r"\..{1,80}\.[0-9a-f]{12}\.tmp", re.DOTALL)
 _STORE_FAILURES = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
@@ -63,7 +66,12 @@ def make_directory(path: Path) -> None:
     if path.is_dir():
         return
     make_directory(path.parent)
-    path.mkdir(exist_ok=True)
+    try:
+        path.mkdir(exist_ok=True)
+    except FileNotFoundError as error:  # its parent is there: no directories live in /proc
+        raise StorageError(
+            f"cannot write {path}: no directory can be made there; choose another directory"
+        ) from error
     fsync_directory(path.parent)
 
 
@@ -72,8 +80,21 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed writers of this module left in a folder that nobody else writes to now."""
+    with storage_errors(folder):
+        for path in list(folder.iterdir()):
+            if _BESIDE.fullmatch(path.name) and not path.is_dir():
+                path.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A name in the same folder that nobody can have put a link under."""
+    return path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.tmp")
+
+
 def _write_beside(path: Path, data: bytes) -> Path:
-    beside = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.tmp")
+    beside = _beside(path)
     try:
         with beside.open("xb") as file:
             file.write(data)
@@ -85,17 +106,31 @@ def _write_beside(path: Path, data: bytes) -> Path:
     return beside
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: a reader sees the old bytes or the new ones, never a part."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write, which takes the place of `path` when the block ends without an error.
+
+    A link under that name is replaced and never followed.
+    """
     with storage_errors(path):
         make_directory(path.parent)
-        beside = _write_beside(path, data)
+        beside = _beside(path)
         try:
+            with beside.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             beside.replace(path)
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
         fsync_directory(path.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: a reader sees the old bytes or the new ones, never a part."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def create_exclusive(path: Path, data: bytes) -> bool:
@@ -173,16 +208,37 @@ def require_checksum(content: JSON, *, name: str) -> None:
         )
 
 
-def parse_json(data: bytes | str, *, name: str) -> JSON:
-    """A JSON object from untrusted UTF-8; NaN and infinities are no JSON."""
+def parse_json(data: bytes | str, *, name: str, unique: bool = False) -> JSON:
+    """A JSON object from untrusted UTF-8; NaN and infinities are no JSON.
+
+    unique: refuse an object that has a key twice, of which JSON itself would keep the last.
+    """
     try:
         text = data if isinstance(data, str) else data.decode()
-        content = json.loads(text, parse_constant=_refuse_constant)
+        pairs = _refuse_repeated if unique else None
+        content = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=pairs)
+    except _RepeatedKeyError as error:
+        raise CacheFormatError(f"{name}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise CacheFormatError(f"{name}: not JSON ({type(error).__name__}); damaged?") from error
     if not isinstance(content, dict):
         raise CacheFormatError(f"{name}: expected a JSON object, got {type(content).__name__}")
     return content
+
+
+class _RepeatedKeyError(ValueError):
+    """An object names something twice."""
+
+
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> JSON:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = max(counts, key=counts.__getitem__)
+        raise _RepeatedKeyError(
+            f"an object has the key {twice[:80]!r} twice; keep the one that is right"
+        )
+    return found
 
 
 def _refuse_constant(constant: str) -> Any:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from .cache import Cache
-from .convert.arrays import block_bounds, first_line
+from .convert.arrays import block_bounds
 from .errors import UsageError, Vis4merError
 from .files import StorageError, read_sealed, seal, storage_errors, unseal, write_atomic
 from .quantise import FIRST_FRAMES_INT8
@@ -34,6 +34,7 @@ from .reader import check_object
 from .records import EntryRecord, StoredObject, record_path, stored_arrays
 from .spec import CacheSpec, require_writable
 from .views import pool_grid
+from .wording import first_line
 from .writer import TokensWriter, is_committed, sync_directories
 
 _BLOCK_BYTES = 64 << 20

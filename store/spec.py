@@ -25,6 +25,7 @@ ComputeDtype = Literal["float32", "bfloat16"]
 Interpolation = Literal["bicubic", "bilinear"]
 Resize = Literal["short-side", "squash"]
 SamplingKind = Literal["fps", "spread", "segments"]
+ProtocolName = Literal["clean", "official"]  # settings by name; each stage says what of its own
 
 # Fields that describe a cache without changing a value: where the weights came from (their hash is
 # identity) and which arrays are kept (a partial copy of a cache holds the same numbers).

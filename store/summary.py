@@ -82,7 +82,7 @@ class CacheSummary:
             ("frames", f"{self.num_frames} ({spec.sampling.describe()}), {_reader(spec)}"),
             ("size", human_bytes(self.num_bytes)),
             ("failures", f"{self.num_failures} (`vis4mer cache ls --failures`)"),
-            ("damaged", f"{self.damaged_videos} videos have damaged frames"),
+            ("damaged", f"{self.damaged_videos} with damaged frames"),
             ("backbone", f"{spec.backbone}, weights {_weights(spec)}"),
             ("input", _input(spec)),
             ("tokens", f"{grid} + {spec.num_prefix} prefix, width {spec.dim}, {spec.stored_dtype}"),
@@ -94,11 +94,7 @@ class CacheSummary:
         lines += self._view_lines(human_bytes)
         lines.append(("tasks", ", ".join(self.tasks) or "none"))
         for kind, values in self.made_by.items():
-            shown = ", ".join(
-                f"{value} ({count} videos)" if len(values) > 1 else value
-                for value, count in values.items()
-            )
-            lines.append((kind, shown + (" — not all alike" if len(values) > 1 else "")))
+            lines.append((kind, _made(kind, values)))
         return lines
 
     def _view_lines(self, human_bytes: Callable[[float], str]) -> list[tuple[str, str]]:
@@ -188,8 +184,21 @@ def _view_cost(
     )
 
 
+def _made(kind: str, values: Mapping[str, int]) -> str:
+    """The values of one kind of provenance, and how many videos each made."""
+    if kind == "time":  # which never is the same
+        first, last = min(values), max(values)
+        return first if first == last else f"{first} to {last}"
+    if len(values) == 1:
+        return next(iter(values))
+    shown = ", ".join(
+        f"{value} ({count} video{'' if count == 1 else 's'})" for value, count in values.items()
+    )
+    return f"{shown} — not all alike"
+
+
 def _reader(spec: CacheSpec) -> str:
-    return "imported, times assumed" if spec.reader == "import" else f"read by {spec.reader}"
+    return "imported" if spec.reader == "import" else f"read by {spec.reader}"
 
 
 def _weights(spec: CacheSpec) -> str:

@@ -8,7 +8,8 @@ reading: six tasks may name one entry.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -20,6 +21,7 @@ from .spec import Sampling
 Split = Literal["train", "val", "test"]
 TaskKind = Literal["classification", "regression"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+_EXTENT = re.compile(r"(?<=.)@[0-9]+-[0-9]*\Z", re.DOTALL)
 MAX_SECONDS = 1e9  # thirty years: a later moment is a mistake or an attack
 
 
@@ -84,12 +86,28 @@ class TaskTable:
     def num_outputs(self) -> int:
         return len(self.classes) or 1
 
+    def describe_labels(self) -> str:
+        """`3 classes`, or `a regression, values 1 to 2`."""
+        if self.classes:
+            return "1 class" if len(self.classes) == 1 else f"{len(self.classes)} classes"
+        values = [row.label for row in self.rows]
+        return f"a regression, values {min(values):g} to {max(values):g}" if values else "no rows"
+
     def split(self, split: Split) -> tuple[TaskRow, ...]:
         return tuple(row for row in self.rows if row.split == split)
 
+    def leaking(self) -> tuple[str, ...]:
+        """Test videos of which training has seen something: the video itself, or its group."""
+        train = self.split("train")
+        seen = {row.id for row in train}
+        groups = {row.group for row in train} - {None}
+        rows = self.split("test")
+        return tuple(dict.fromkeys(r.id for r in rows if r.id in seen or r.group in groups))
+
     def as_sampled(self, sampling: Sampling) -> TaskTable:
         """The table for a cache of this sampling: where a row's extent decides what is sampled, it
-        is part of the entry's id (`extent_id`) and no more to be cut out on reading."""
+        is part of the entry's id (`extent_id`) and no more to be cut out on reading. A row without
+        a group keeps its video as one, so that crops of a video are still of one video."""
         if not sampling.needs_extent:
             return self
         rows = tuple(
@@ -98,6 +116,7 @@ class TaskTable:
                 id=extent_id(row.id, row.start_seconds, row.end_seconds),
                 start_seconds=None,
                 end_seconds=None,
+                group=row.id if row.group is None else row.group,
             )
             for row in self.rows
         )
@@ -143,6 +162,31 @@ def extent_id(entry_id: str, start_seconds: float | None, end_seconds: float | N
         return entry_id
     end = "" if end_seconds is None else str(round(end_seconds * 1000))
     return f"{entry_id}@{round((start_seconds or 0.0) * 1000)}-{end}"
+
+
+def video_of(entry_id: str, sampling: Sampling) -> str:
+    """The video that an entry is, or is a part of: what `extent_id` was given."""
+    return without_extent(entry_id) if sampling.needs_extent else entry_id
+
+
+def without_extent(entry_id: str) -> str:
+    """`ID` of `ID@startms-endms`, and any other id as it is. Of a cache whose sampling is not
+    known: an id of its own may end so too."""
+    return _EXTENT.sub("", entry_id)
+
+
+def in_several_splits(
+    rows: Iterable[TaskRow], *, sampling: Sampling | None = None
+) -> tuple[str, ...]:
+    """Videos that more than one split names, in the order of the rows.
+
+    sampling: of the cache whose ids the rows carry, where those may be of parts of videos.
+    """
+    splits: dict[str, set[Split]] = {}
+    for row in rows:
+        video = row.id if sampling is None else video_of(row.id, sampling)
+        splits.setdefault(video, set()).add(row.split)
+    return tuple(video for video, found in splits.items() if len(found) > 1)
 
 
 def _row(values: object, name: str) -> TaskRow:

@@ -104,7 +104,7 @@ def test_a_file_says_base_axes_runs_and_seeds(tmp_path):
         ("[axis]\ntokens = ['4xcls']", "unknown part of a sweep 'axis'"),
         ("base = 3", "base is 3, expected a table of fields"),
         ("runs = 3", "expected a list of tables"),
-        ("seeds = 0", "--seeds 0: expected at least 1"),
+        ("seeds = 0", "--seeds 0: a number of runs, expected 1 to 1000"),
         ("[axes", "not TOML"),
     ],
 )

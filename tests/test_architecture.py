@@ -161,6 +161,7 @@ def test_every_folder_of_modules_is_a_listed_package():
 def test_exported_names():
     """What people write `vis4mer.` before; each is there, and explains itself."""
     assert sorted(vis4mer.__all__) == [
+        "ExtractRequest",
         "TrainConfig",
         "extract_videos",
         "load_decoder",

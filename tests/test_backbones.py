@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from vis4mer.extract.backbones.loading import Backbone, cache_spec, load_backbone
+from vis4mer.extract.backbones.loading import (
+    Backbone,
+    cache_spec,
+    load_backbone,
+    shape_of_backbone,
+)
 from vis4mer.extract.backbones.torchvision_shim import prepare_torchvision
 from vis4mer.extract.backbones.weights import hash_weights
 from vis4mer.store.errors import UsageError, Vis4merError
@@ -303,3 +308,16 @@ def test_cache_spec_says_what_made_the_numbers() -> None:
         cache_spec(backbone, grids=(9,))
     assert cache_spec(backbone, grids=(2,), full_grid=False).arrays == ("prefix", "grid2")
     assert cache_spec(backbone, grids=(4,), full_grid=False).arrays == ("patch", "prefix")
+
+
+@pytest.mark.parametrize(
+    "name", [TINY, "swin_tiny_patch4_window7_224", "convnext_atto", "swin3d_t"]
+)
+def test_a_shape_is_that_of_the_loaded_backbone(name: str) -> None:
+    """Without its numbers, of which there are none: nothing of it lies in memory."""
+    shape = shape_of_backbone(name)
+    loaded = load_backbone(name, weights="random:0", device="cpu")
+    assert {p.device.type for p in shape.module.parameters()} == {"meta"}
+    for field in ("name", "grid", "num_prefix", "dim", "preprocess", "clip_frames"):
+        assert getattr(shape, field) == getattr(loaded, field), field
+    assert shape.compute_dtype == loaded.compute_dtype == "float32"

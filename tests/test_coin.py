@@ -115,3 +115,40 @@ def test_a_file_that_is_something_else_is_one_line(tmp_path: Path, text: str) ->
 def test_no_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"COIN\.json is not there; expected COIN's annotations"):
         read_coin(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["video", "field"])
+def test_what_stands_twice_is_refused(tmp_path: Path, where: str) -> None:
+    """JSON itself would take the last one without a word."""
+    one = json.dumps(video())
+    other = json.dumps(video(recipe_type=8))
+    twice = f'"x": {one}, "x": {other}'
+    if where == "field":
+        twice = f'"x": {one[:-1]}, "recipe_type": 8}}'
+    (tmp_path / "COIN.json").write_text(f'{{"database": {{{twice}}}}}')
+    key = "x" if where == "video" else "recipe_type"
+    with pytest.raises(UsageError, match=rf"COIN\.json: an object has the key '{key}' twice"):
+        read_coin(tmp_path)
+
+
+def test_classes_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    read = read_coin(write(tmp_path, a=video(), b=video(recipe_type=9)))
+    (table,) = read.tables
+    assert (table.classes[7], table.classes[9]) == ("MakeTea", "MakeTea (9)")
+    assert len(set(table.classes)) == 180
+    assert read.notes == (
+        "classes 7 and 9 are both called 'MakeTea'; those after the first are told apart by their "
+        "number",
+    )
+
+
+def test_a_crop_beyond_the_end_is_said(tmp_path: Path) -> None:
+    read = read_coin(write(tmp_path, long=video(duration=39.5), whole=video(duration=40)))
+    assert read.tables[0].rows[0].end_seconds == 40
+    assert read.notes == ("1 video of a crop that ends after the video, cut at its end: long",)
+
+
+def test_a_wrong_crop_names_its_video_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_coin(write(tmp_path, x=video(end=1e300)))
+    assert str(caught.value).count("'x'") == 1

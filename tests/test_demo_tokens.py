@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ def test_an_event_is_seen_where_the_layout_says():
             tokens.append(video[:, 0].astype(np.float64))
             kinds.append(sibling.layout)
     x, k = np.concatenate(tokens), np.concatenate(kinds)
-    means = np.stack([x[k == kind].mean(axis=0) for kind in range(4)])  # K D
+    means = np.stack([x[k == kind].mean(axis=0) for kind in range(3)])  # K D
     nearest = ((x[:, None] - means) ** 2).sum(axis=-1).argmin(axis=1)
     assert (nearest == k).mean() > 0.99
     assert np.abs(means[0]).max() < 0.15  # the background is noise about zero
@@ -257,12 +258,14 @@ def test_every_contender_can_be_built_for_all_three_lengths(name, tokens):
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Few videos."""
-    monkeypatch.setattr(demo_long_range, "NUM_VIDEOS", SMALL)
+def _quick(monkeypatch):
+    """Few videos, two epochs."""
+    short = replace(demo_long_range.TRAININGS[1], num_videos=SMALL, epochs=2)
+    monkeypatch.setattr(demo_long_range, "TRAININGS", {**demo_long_range.TRAININGS, 1: short})
 
 
-def test_the_comparison_gathers_seeds_and_goes_on_where_it_stopped(quick, tmp_path):
+@pytest.mark.usefixtures("_quick")
+def test_the_comparison_gathers_seeds_and_goes_on_where_it_stopped(tmp_path):
     lines: list[str] = []
 
     def compare():
@@ -271,7 +274,6 @@ def test_the_comparison_gathers_seeds_and_goes_on_where_it_stopped(quick, tmp_pa
             question="order",
             decoders=("segment-mean", "mean"),
             seeds=(0, 1),
-            epochs=2,
             device="cpu",
             report=lines.append,
         )
@@ -317,7 +319,8 @@ def invoke(*arguments):
     return CliRunner().invoke(app, ["demo", *map(str, arguments)])
 
 
-def test_the_command_prints_a_table_or_json(quick, tmp_path):
+@pytest.mark.usefixtures("_quick")
+def test_the_command_prints_a_table_or_json(tmp_path):
     arguments = (tmp_path, "--dataset", "count", "--decoders", "mean", "--device", "cpu")
     shown = invoke(*arguments)
     assert shown.exit_code == 0, shown.output

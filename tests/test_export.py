@@ -327,3 +327,44 @@ def test_exporting_writes_nothing_into_the_cache(tmp_path):
     assert attempts(cache)
     export_tokens(cache, tmp_path / "out", file_format="npy")
     assert before == {p: p.stat().st_mtime_ns for p in cache.path.rglob("*")}
+
+
+# Links ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_planted_link_leads_nothing_out_of_the_folder(tmp_path, file_format):
+    """Under the names that files once had while they were written, and under their last ones."""
+    cache = some_cache(tmp_path, ids=("v0",))
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    export_tokens(cache, out, file_format=file_format)
+    own = {"npy": "v0.npy", "h5": "tokens.h5", "safetensors": "v0.safetensors"}[file_format]
+    victim.write_bytes((out / own).read_bytes())
+    before = victim.read_bytes()
+    write(cache, "v0", make_tokens(4, spec=cache.spec, seed=9), overwrite=True)
+    for planted in (f".{own}.tmp", own):
+        (out / planted).unlink(missing_ok=True)
+        (out / planted).symlink_to(victim)
+        if file_format == "h5":
+            with pytest.raises(UsageError, match="is a link"):
+                export_tokens(open_cache(cache.path), out, file_format=file_format)
+            (out / planted).unlink()
+        else:
+            export_tokens(open_cache(cache.path), out, file_format=file_format)
+        assert victim.read_bytes() == before
+        write(cache, "v0", make_tokens(5, spec=cache.spec, seed=8), overwrite=True)
+    if file_format == "h5":  # another name of the same file is written through as well
+        (out / own).hardlink_to(victim)
+        with pytest.raises(UsageError, match="is a link"):
+            export_tokens(open_cache(cache.path), out, file_format=file_format)
+        assert victim.read_bytes() == before
+
+
+def test_what_a_killed_export_left_is_removed(tmp_path):
+    cache = some_cache(tmp_path, ids=("a",))
+    out = tmp_path / "out"
+    export_tokens(cache, out, file_format="npy")
+    (out / ".a.npy.0123456789ab.tmp").write_bytes(b"half")
+    (out / ".mine.tmp").write_bytes(b"not ours")
+    export_tokens(cache, out, file_format="npy")
+    assert sorted(p.name for p in out.iterdir() if p.name[0] == ".") == [".mine.tmp"]

@@ -135,19 +135,25 @@ def test_a_dead_link_says_in_one_line_what_to_put_where(site: Site, tmp_path: Pa
     site.pages = {"/p.csv": b"plain"}
     with pytest.raises(FetchError) as refusal:
         fetch(site, tmp_path, ARCHIVE, PLAIN)
+    (by_hand,) = refusal.value.by_hand
+    assert by_hand == (
+        f"{site.url}/a.tar.gz: the server answers 404 Not Found; unpack it so that "
+        f"{tmp_path}/set holds one/train.csv and 1 more file"
+    )
     said = str(refusal.value)
-    assert f"cannot fetch {site.url}/a.tar.gz: the server answers 404 Not Found" in said
-    assert f"{tmp_path}/set holds one/train.csv and 1 more" in said
+    assert said.startswith("1 of 2 downloads of own failed (the server answers 404 Not Found); ")
     assert f"`vis4mer datasets check own --annotations {tmp_path}`" in said
-    assert "p.csv" not in said
-    assert "\n" not in said
+    assert "\n" not in said + by_hand
     assert contents(tmp_path) == {"set/p.csv": b"plain"}  # what could be had is there
 
 
 def test_nobody_answers(site: Site, tmp_path: Path) -> None:
     closed = {"own": [Published(url="http://127.0.0.1:1/x.csv", files=("x.csv",))]}
-    with pytest.raises(FetchError, match=r"cannot fetch http://127.0.0.1:1/x.csv: .*refused"):
+    with pytest.raises(FetchError, match=r"the download of own failed \(.*refused\)") as refusal:
         fetch_annotations("own", tmp_path, published=closed)
+    (by_hand,) = refusal.value.by_hand
+    assert by_hand.startswith("http://127.0.0.1:1/x.csv: ")
+    assert by_hand.endswith(f"; save it as {tmp_path / 'x.csv'}")
     assert not list(tmp_path.iterdir())
     assert not site.asked
 
@@ -197,7 +203,7 @@ def test_a_redirect_is_followed_on_the_web_only(site: Site, tmp_path: Path) -> N
     fetch(site, tmp_path, PLAIN)
     assert contents(tmp_path) == {"set/p.csv": b"plain"}
     site.moved = {"/p.csv": "file:///etc/passwd"}
-    with pytest.raises(FetchError, match="cannot fetch"):
+    with pytest.raises(FetchError, match="of own failed"):
         fetch(site, tmp_path, PLAIN, overwrite=True)
     with pytest.raises(FetchError, match="not a web address"):
         fetch_annotations(

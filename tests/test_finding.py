@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from lvu_files import DURATIONS, SMALL, write_lvu
 from vis4mer.extract.annotations.finding import Request, find_request, read_annotations
+from vis4mer.extract.request import ExtractRequest, extract_videos, plan_videos
 from vis4mer.store.errors import UsageError
 from vis4mer.store.spec import Sampling
 
@@ -57,8 +58,8 @@ def test_six_tasks_may_name_a_video_and_it_is_asked_for_once(tmp_path: Path) -> 
         if video_id != "not_of_lvu_"
     }
     assert found.notes[-1] == (
-        f"2 of 5 videos have no file below {tmp_path / 'videos'} (`vis4mer datasets check lvu` "
-        "lists them)"
+        f"2 of 5 videos have no file below {tmp_path / 'videos'} (`vis4mer datasets check lvu "
+        "--missing FILE.csv` lists them)"
     )
 
 
@@ -190,3 +191,24 @@ def test_breakfasts_folders_are_its_annotations(tmp_path: Path) -> None:
         ("P47-stereo-P47_tea_ch0", "P47_tea_ch0.avi"),
     ]
     assert found.missing == ()
+
+
+def test_a_crop_that_a_protocol_does_not_know_is_refused_at_once(tmp_path: Path) -> None:
+    """Before a cache is made, and whether the file is there or not."""
+    (tmp_path / "COIN.json").write_text(
+        '{"database": {"x": {"class": "A", "recipe_type": 1, "subset": "training", "start": 2.5, '
+        '"end": 9}}}'
+    )
+    asked = ExtractRequest(
+        dataset="coin",
+        annotations=tmp_path,
+        videos=tmp_path,
+        cache=tmp_path / "c.zarr",
+        protocol="official",
+        fps=1.0,
+        backbone="vit_tiny_patch16_224@32",
+    )
+    for call in (extract_videos, plan_videos):
+        with pytest.raises(UsageError, match=r"video 'x': .* no start at 2\.5 seconds"):
+            call(asked)
+    assert not (tmp_path / "c.zarr").exists()

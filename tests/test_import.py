@@ -365,7 +365,7 @@ def test_what_is_not_known_is_recorded_as_unknown(tmp_path):
     assert record.source.size == (source / "a.npy").stat().st_size
     lines = dict(summarise(cache).lines(human_bytes=str))
     assert lines["backbone"] == "vit_large, weights unknown"
-    assert "times assumed" in lines["frames"]
+    assert lines["timestamps"] == "assumed, frame / 2"
 
 
 def test_the_command_line_in_one_line(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from caches import make_cache
@@ -12,7 +13,7 @@ from vis4mer.decode.runs.run import open_run
 from vis4mer.decode.train import train_decoders
 from vis4mer.decode.training.many import over_seeds, parse_seeds, plan_training
 from vis4mer.store.errors import UsageError
-from vis4mer.store.tasks import TaskTable
+from vis4mer.store.tasks import TaskRow, TaskTable
 
 
 def cache_of_two(folder):
@@ -38,7 +39,16 @@ def test_seeds_are_a_number_or_a_list(text, expected):
     assert parse_seeds(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "a", "1,", "1.5", "1,1", "²"])
+def test_a_number_of_seeds_is_not_taken_for_a_seed():
+    """2024 would be 2,024 runs, and eleven digits more than memory holds."""
+    for text in ("1001", "2024", "99999999999"):
+        with pytest.raises(UsageError, match=f"expected 1 to 1000; one seed is --seed {text}"):
+            parse_seeds(text)
+    assert len(parse_seeds("1000")) == 1000
+    assert parse_seeds("2024,7") == (2024, 7)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "a", "1,", "1.5", "1,1", "²", "9" * 5000])
 def test_other_seeds_are_refused(text):
     with pytest.raises(UsageError, match=r"--seeds .*: "):
         parse_seeds(text)
@@ -63,7 +73,7 @@ def test_figures_over_seeds(tmp_path):
         flags={
             "task": "toy/label",
             "window_seconds": 4,
-            "epochs": 3,
+            "epochs": 1,
             "decoder.name": "mean",
             "optimizer.lr": 0.2,
             "device": "cpu",
@@ -88,12 +98,13 @@ def test_figures_over_seeds(tmp_path):
         ]
         scores = [j.accuracy if j.kind == "classification" else j.mse for j in judged]
         mean = sum(scores) / 3
-        assert row.mean == pytest.approx(mean)
-        assert row.std == pytest.approx(math.sqrt(sum((s - mean) ** 2 for s in scores) / 2))
+        assert row.figure.mean == pytest.approx(mean)
+        std = math.sqrt(sum((s - mean) ** 2 for s in scores) / 2)
+        assert row.figure.std == pytest.approx(std)
         assert row.seeds == (0, 1, 2)
         if row.correct is not None:
             assert [k / n for k, n in zip(row.correct, row.totals, strict=True)] == scores
-    assert over_seeds(outcomes[:1])[0].std is None
+    assert over_seeds(outcomes[:1])[0].figure.std is None
 
 
 def test_the_command_trains_several_shows_them_and_goes_on(tmp_path):
@@ -103,7 +114,7 @@ def test_the_command_trains_several_shows_them_and_goes_on(tmp_path):
     result = command(cache, folder, *both)
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert lines[0][:4] == ["task", "split", "weights", "score"]
+    assert lines[0][:4] == ["task", "split", "weights", "accuracy"]
     assert [line[0] for line in lines[1:5]] == ["toy/label"] * 2 + ["toy/value"] * 2
     assert "±" in result.stdout
     assert [p.name for p in sorted(folder.glob("*/*"))] == ["seed0", "seed2"] * 2
@@ -119,6 +130,60 @@ def test_the_command_trains_several_shows_them_and_goes_on(tmp_path):
     ]
     assert {row["weights"] for row in data["tasks"]} == {"best", "last"}
     assert open_run(folder / "toy-value" / "seed2").results() is not None
+
+
+def test_the_table_says_what_was_judged_and_what_was_unseen(tmp_path):
+    """Four test videos of which one is gone and one is of a group that was trained on."""
+    splits = ["train"] * 4 + ["val"] * 2 + ["test"] * 3
+    cache = make_cache(tmp_path, num_videos=9, frames=4, splits=splits)
+    rows = cache.task("toy/label").rows
+    rows = [replace(row, group="g" if row.id in ("v0", "v6") else None) for row in rows]
+    rows.append(TaskRow(id="gone", split="test", label=0))
+    cache.save_task(replace(cache.task("toy/label"), rows=tuple(rows)))
+    result = command(cache, tmp_path / "runs", "--task", "toy/label", "--seeds", 2, *SETTINGS)
+    assert result.exit_code == 0, result.output
+    heading, first, *_ = result.stdout.splitlines()
+    assert first[heading.index("videos") :].startswith("3/4 ")
+    assert first[heading.index("unseen") :].startswith("2/3: ")
+    assert first[heading.index("weights") :].startswith("best-val ")
+    outcomes = train_decoders(cache, plan_training(tmp_path / "runs", loaded, resume=True).jobs)
+    (row, _) = over_seeds(outcomes)
+    assert (row.totals, row.listed, row.num_unseen) == ((3, 3), 4, 2)
+    right = [
+        sum(p.predicted_class == p.label for p in o.result.test.predictions if p.id != "v6")
+        for o in outcomes
+    ]
+    assert row.unseen.values == tuple(k / 2 for k in right)
+
+
+def loaded(run):
+    return open_run(run).about.train
+
+
+def test_each_epoch_is_said_in_the_words_of_its_task(tmp_path):
+    cache = cache_of_two(tmp_path)
+    for task, said in (("toy/label", "val accuracy"), ("toy/value", "val MSE")):
+        result = command(cache, tmp_path / task, "--task", task, *SETTINGS)
+        assert f"  {said} " in result.stderr, result.output
+        assert "score" not in result.output
+
+
+def test_memory_that_runs_share_is_asked_for_by_name(tmp_path):
+    cache = make_cache(tmp_path, num_videos=16, frames=6, dim=1024)
+    two = ("--task", "toy/label", "--seeds", "2", *SETTINGS)
+    small = command(cache, tmp_path / "small", *two, "--share-memory", "0.001")
+    assert small.exit_code == 0, small.output
+    (first, _) = sorted((tmp_path / "small").glob("*/seed*"))
+    # 8 videos of at most 6 frames of 4 tokens of width 1024 in float16, held three times
+    assert open_run(first).about.train.blocks == -(-3 * 8 * 6 * 4 * 1024 * 2 // 10**6)
+    fits = command(cache, tmp_path / "fits", *two)
+    assert open_run(tmp_path / "fits" / "toy-label" / "seed0").about.train.blocks == 1
+    assert fits.exit_code == 0
+    more = (*two[:3], "0,1,2,3", *SETTINGS, "--share-memory", "0.001")
+    refused = command(cache, tmp_path / "fits", *more)
+    assert refused.exit_code == 2
+    assert "these 2 runs need 2 to share their reads in 0.001 GB" in refused.stderr
+    assert "--share-memory 0.1" in refused.stderr
 
 
 def test_what_cannot_be_asked_for_is_one_line(tmp_path):

@@ -13,7 +13,7 @@ from torch import nn
 from vis4mer.decode.config import load_config
 from vis4mer.decode.data.loader import epoch_draws, in_blocks
 from vis4mer.decode.data.plan import Stretch, WindowPlan, split_samples
-from vis4mer.decode.data.sharing import choose_blocks
+from vis4mer.decode.data.sharing import blocks_within, shared_bytes
 from vis4mer.decode.device import Compute
 from vis4mer.decode.judging.judge import Candidate, Judged, NotFiniteError, judge, judge_all
 from vis4mer.decode.runs.run import open_run
@@ -84,9 +84,9 @@ def assert_same_run(one, other):
 
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_a_run_becomes_the_same_in_a_pass_as_alone(tmp_path, blocks):
-    lengths = [3 + i % 9 for i in range(24)]
-    cache = two_tasks(tmp_path, frames=lengths)
-    together = jobs_of(tmp_path / "together", blocks=blocks, windows_per_video=2)
+    lengths = [3 + i % 9 for i in range(16)]
+    cache = two_tasks(tmp_path, frames=lengths, num_videos=16)
+    together = jobs_of(tmp_path / "together", blocks=blocks, windows_per_video=2, epochs=2)
     outcomes = train_decoders(cache, together)
     assert [o.error for o in outcomes] == [None] * 4
     assert [(o.task, o.seed) for o in outcomes] == [(c.task, c.seed) for c, _ in together]
@@ -337,10 +337,8 @@ def test_blocks_follow_from_the_memory_and_stay_with_a_run(tmp_path):
     plan = WindowPlan.of(cache.spec, tokens=None, window_seconds=4)
     epoch_bytes = 8 * 8 * TOKEN_BYTES  # two learners draw eight of ten frames at most
     for share_bytes, expected in ((3 * epoch_bytes, 1), (epoch_bytes, 3), (10**12, 1)):
-        found = choose_blocks(
-            cache, [samples] * 2, plan, windows_per_video=1, share_bytes=share_bytes
-        )
-        assert found == expected
+        needed = shared_bytes(cache.spec, [samples] * 2, plan, windows_per_video=1)
+        assert blocks_within(needed, share_bytes=share_bytes) == expected
     train_decoders(cache, jobs, share_bytes=epoch_bytes)
     assert [open_run(f).about.train.blocks for _, f in jobs] == [3, 3]
     # Another seed joins, with other memory: a run's own blocks stay.
@@ -351,6 +349,27 @@ def test_blocks_follow_from_the_memory_and_stay_with_a_run(tmp_path):
     assert train_decoder(cache, jobs[0][0], jobs[0][1]) == outcomes[0].result
     train_decoder(cache, config(epochs=1), tmp_path / "alone")
     assert open_run(tmp_path / "alone").about.train.blocks == 1
+
+
+def test_a_run_begun_alone_does_not_lift_the_limit_of_those_that_join_it(tmp_path):
+    cache = make_cache(tmp_path, num_videos=16, frames=12)  # 8 train, windows of 4 of 12 frames
+    window_bytes = 3 * 8 * 4 * TOKEN_BYTES  # of one learner's epoch, as often as it is held
+    jobs = [(config(seed=s, epochs=1), tmp_path / f"s{s}") for s in range(3)]
+    train_decoders(cache, jobs[:1], share_bytes=2 * window_bytes)
+    assert open_run(tmp_path / "s0").about.train.blocks == 1
+    # The finished run reads no more, and the one that joins streams.
+    train_decoders(cache, jobs[:2], share_bytes=window_bytes)
+    other = [(config(seed=s, epochs=1, blocks=1), tmp_path / f"t{s}") for s in range(2)]
+    with pytest.raises(UsageError, match=r"blocks is 1 .* these 2 runs need 2 to share "):
+        train_decoders(cache, other, share_bytes=2 * window_bytes - 1)
+    assert not (tmp_path / "t0").exists()
+    more = [*jobs, (config(seed=3, epochs=1), tmp_path / "s3")]
+    with pytest.raises(UsageError, match=r"these 2 runs need 2 .* --share-memory 0\.1"):
+        train_decoders(cache, more, share_bytes=2 * window_bytes - 1)
+    assert not (tmp_path / "s2").exists()
+    # Alone, but with others to come: dealt by the memory.
+    train_decoders(cache, [(config(epochs=1), tmp_path / "first")], share_bytes=window_bytes // 2)
+    assert open_run(tmp_path / "first").about.train.blocks == 2
 
 
 def test_blocks_deal_the_same_videos_to_every_seed_and_others_each_epoch(tmp_path):

@@ -16,9 +16,10 @@ from vis4mer.cli import app
 from vis4mer.extract.backbones.loading import cache_spec
 from vis4mer.extract.planning.dry_run import Amount, ExtractPlan, plan_extraction
 from vis4mer.extract.planning.plan import largest_first
-from vis4mer.extract.request import extract_videos, plan_videos
+from vis4mer.extract.request import ExtractRequest, extract_videos, plan_videos
 from vis4mer.extract.sources import VideoSource
 from vis4mer.extract.stages.pipeline import fill_cache
+from vis4mer.render.plan import print_plan
 from vis4mer.store.cache import Cache, open_cache
 from vis4mer.store.errors import FingerprintError, UsageError
 from vis4mer.store.spec import CacheSpec, Sampling, StoredDtype
@@ -169,9 +170,9 @@ def test_as_many_bytes_and_files_as_the_run_writes(
         "grids": (1,),
         "full_grid": full_grid,
     }
-    found = plan_videos(**options)
+    found = plan_videos(ExtractRequest(**options))
     assert (found.present, found.num_opened) == (Amount(videos=2, seconds=17.0, frames=17), 2)
-    extract_videos(**options, weights="random:1", device="cpu")
+    extract_videos(ExtractRequest(**options, weights="random:1", device="cpu"))
     num_bytes, num_files = bytes_and_files(tmp_path / "c.zarr")
     assert found.num_objects == num_files
     assert found.num_bytes == pytest.approx(num_bytes, rel=0.08)
@@ -274,10 +275,12 @@ def test_a_known_dataset_is_planned_before_any_video_is_there(tmp_path: Path) ->
         (task / f"{split}.csv").write_text(f"class_id class_name youtube_id imdb_id\n{line}\n")
     (tmp_path / "lvu_1.0" / "lvu_durations.csv").write_text("videoid,duration\na,100\nb,80\nc,60\n")
     found = plan_videos(
-        dataset="lvu",
-        annotations=tmp_path / "lvu_1.0",
-        cache=tmp_path / "c.zarr",
-        backbone=TINY["backbone"],
+        ExtractRequest(
+            dataset="lvu",
+            annotations=tmp_path / "lvu_1.0",
+            cache=tmp_path / "c.zarr",
+            backbone=TINY["backbone"],
+        )
     )
     assert (found.to_extract, found.missing) == ((), ("a", "b", "c"))
     assert found.absent == Amount(videos=3, seconds=240.0, frames=240)
@@ -304,13 +307,17 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for name in ("a", "b"):
         media.write_clip(folder / "videos" / f"{name}.mp4", num_frames=3, rate=1)
     cache = folder / "c.zarr"
-    extract_videos([str(folder / "videos")], cache=cache, grids=(1,), limit=1, **TINY)
+    asked = ExtractRequest(
+        inputs=[str(folder / "videos")], cache=cache, grids=(1,), limit=1, **TINY
+    )
+    extract_videos(asked)
     return folder / "videos", cache
 
 
 def test_a_plan_for_a_cache_there_is_counts_what_is_left(extracted: tuple[Path, Path]) -> None:
     videos, cache = extracted
-    found = plan_videos([str(videos)], cache=cache, backbone=TINY["backbone"], grids=(1,))
+    asked = ExtractRequest(inputs=[str(videos)], cache=cache, backbone=TINY["backbone"], grids=(1,))
+    found = plan_videos(asked)
     assert (found.to_extract, found.already_there, found.frames) == (("b.mp4",), 1, 3)
 
 
@@ -344,7 +351,7 @@ def test_a_plan_is_refused_where_the_run_would_be(
     refusals = []
     for call, weights in ((plan_videos, {}), (extract_videos, TINY)):
         with pytest.raises(error, match=said) as refusal:
-            call([str(videos)], **{**weights, **options})
+            call(ExtractRequest(inputs=[str(videos)], **{**weights, **options}))
         refusals.append(told(refusal.value))
     assert refusals[0] == refusals[1]
 
@@ -354,3 +361,17 @@ def test_large_files_are_read_first(tmp_path: Path) -> None:
         (tmp_path / f"{name}.mp4").write_bytes(b"x" * size)
     (tmp_path / "e.mp4").symlink_to(tmp_path / "nowhere")
     assert [video.path.stem for video in largest_first(ex.videos(tmp_path))] == list("bdcae")
+
+
+def test_a_disk_that_holds_only_what_is_there_does_not_hold_it_all(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The missing videos will come: the line below the table says what the table says."""
+    found = plan_of([], spec=make_spec(), missing=["gone"], durations={"gone": 500.0})
+    asked = found.profiles[0]
+    assert asked.to_extract.num_bytes < asked.missing.num_bytes
+    said = {}
+    for free in (asked.to_extract.num_bytes, asked.all.num_bytes):
+        print_plan(replace(found, free_bytes=free), as_json=False)
+        said[free] = "does not fit on the disk" in capsys.readouterr().out
+    assert list(said.values()) == [True, False]

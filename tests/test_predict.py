@@ -16,9 +16,9 @@ from vis4mer.decode.judging.predict import predict_entries
 from vis4mer.decode.runs.run import Run, open_run
 from vis4mer.decode.train import train_decoder
 from vis4mer.extract.backbones.loading import cache_spec, load_backbone
-from vis4mer.extract.protocols import PROTOCOLS, ProtocolName
+from vis4mer.extract.protocols import PROTOCOLS
 from vis4mer.extract.readers import VideoError, get_reader
-from vis4mer.extract.request import extract_videos
+from vis4mer.extract.request import ExtractRequest, extract_videos
 from vis4mer.extract.sources import resolve_sources
 from vis4mer.extract.stages.pipeline import fill_cache
 from vis4mer.predict import (
@@ -32,7 +32,7 @@ from vis4mer.predict import (
 from vis4mer.store.cache import create_cache, open_cache
 from vis4mer.store.errors import CacheFormatError, FingerprintError, UsageError, Vis4merError
 from vis4mer.store.files import seal
-from vis4mer.store.spec import Sampling
+from vis4mer.store.spec import ProtocolName, Sampling
 
 SECONDS, WINDOW = 8, 4
 
@@ -50,11 +50,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = folder / "videos" / "mine.csv"
     labels.write_text("\n".join(rows) + "\n")
     extract_videos(
-        [str(labels)],
-        cache=folder / "c.zarr",
-        backbone="vit_tiny_patch16_224@32",
-        weights="random:3",
-        device="cpu",
+        ExtractRequest(
+            inputs=[str(labels)],
+            cache=folder / "c.zarr",
+            backbone="vit_tiny_patch16_224@32",
+            weights="random:3",
+            device="cpu",
+        )
     )
     config = TrainConfig(
         task="mine/label",

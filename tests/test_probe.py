@@ -8,7 +8,7 @@ import extraction as ex
 import media
 import pytest
 from vis4mer.extract.planning.probe import READ_SECONDS, ProbeResult, probe_rates
-from vis4mer.extract.request import plan_videos
+from vis4mer.extract.request import ExtractRequest, plan_videos
 from vis4mer.store.spec import Sampling
 
 
@@ -83,10 +83,15 @@ def test_without_videos_the_backbone_alone_is_tried() -> None:
 
 def test_a_plan_with_a_probe_says_hours(tmp_path: Path) -> None:
     media.write_clip(tmp_path / "a.mp4", num_frames=20, rate=10)
-    options = {"cache": tmp_path / "c.zarr", "backbone": "vit_tiny_patch16_224@32"}
-    found = plan_videos([str(tmp_path)], **options, device="cpu", probe=True)
+    asked = ExtractRequest(
+        inputs=[str(tmp_path)],
+        cache=tmp_path / "c.zarr",
+        backbone="vit_tiny_patch16_224@32",
+        device="cpu",
+    )
+    found = plan_videos(asked, probe=True)
     assert found.probe is not None
     assert found.hours is not None
     assert found.hours > 0
     assert found.hours_with_missing == found.hours
-    assert plan_videos([str(tmp_path)], **options).hours is None
+    assert plan_videos(asked).hours is None

@@ -15,6 +15,7 @@ from vis4mer.decode.report.formats import (
     visible,
     write_files,
 )
+from vis4mer.decode.report.html import render_page
 from vis4mer.decode.report.sheet import (
     counts_text,
     details_sheet,
@@ -74,6 +75,33 @@ def test_the_table_in_the_form_of_the_papers(report):
     assert any("single runs" in remark for remark in sheet.remarks)
 
 
+def test_a_cache_of_another_protocol_is_said_beside_the_row(tmp_path):
+    """The cache of these runs has its frames at their true times."""
+    write_run(tmp_path / "a", right="10", protocol="official")
+    write_run(tmp_path / "b", right="10")
+    report = build_report([tmp_path])
+    sheet = results_sheet(report.tables[0])
+    first, second, _ = sheet.sections[0].rows
+    said = [sheet.notes[row.cells[0].marks[0] - 1] for row in (first, second)]
+    assert said[0].startswith("Protocol official with decoder=mean, ")
+    assert "; the cache was not extracted under protocol official: frames are at" in said[0]
+    assert "extracted" not in said[1]
+    lines = list(csv.DictReader(io.StringIO(figures_csv(report))))
+    found = [line["extraction"] for line in lines if line["source"] == "ours"]
+    assert found[0].startswith("the cache was not extracted under protocol official: ")
+    assert found[1] == ""
+    assert [row.to_json()["extraction"] for row in report.tables[0].rows] == [found[0], None]
+
+
+def test_the_page_and_the_tables_have_the_same_best_test_epoch(tmp_path):
+    """It is of all seeds or of none: one that did not look for it leaves no mean of the others."""
+    write_run(tmp_path / "a", right="10", seed=0, best_test=0.75)
+    write_run(tmp_path / "b", right="10", seed=1)
+    report = build_report([tmp_path])
+    assert report.tables[0].rows[0].cells["lvu/relationship"].best_test is None
+    assert "best test epoch" not in render_page(report, {})
+
+
 def test_what_stands_behind_a_figure(report):
     sheet = details_sheet(report.tables[0])
     assert [section.title for section in sheet.sections] == ["lvu/relationship", "lvu/view_count"]
@@ -82,11 +110,11 @@ def test_what_stands_behind_a_figure(report):
         "row": "mean 4x2x2",
         "seeds": "0, 1",
         "figure": "50.00 ± 23.57",
-        "95 % interval": "0.00 to 100.00",
+        "95 % interval": "–",
         "right": "2, 1 of 3",
         "floor": "66.67",
-        "unseen in training": "2/3: 25.00 ± 35.36 (1, 0 of 2), 0.00 to 50.00, floor 50.00",
-        "best val": "50.00 ± 23.57",
+        "unseen in training": "2/3: 25.00 ± 35.36 (1, 0 of 2), –, floor 50.00",
+        "best-val": "50.00 ± 23.57",
         "last": "50.00 ± 23.57",
         "coverage": "3/4",
     }
@@ -161,7 +189,7 @@ def hostile_report(tmp_path):
 
 def test_hostile_ids_stay_text_in_markdown(tmp_path):
     written = markdown(hostile_report(tmp_path))
-    said = r"a\|b\_c%d&amp;e\$f\#g\{h\}\\N\~\^&lt;i&gt;\[j\]\*\`k\\x0a\\x1b\[31m\\x202e."
+    said = r"a\|b\_c%d&amp;e\$f\#g\{h\}\\N\~\^&lt;i&gt;\[j\]\*\`k\\x0a\\x1b\[31m\\u202e."
     assert f"missing: {said}\n" in written
 
 
@@ -172,7 +200,7 @@ def test_hostile_ids_stay_text_in_latex(tmp_path):
     assert said == (
         r"a\textbar{}b\_c\%d\&e\$f\#g\{h\}\textbackslash{}N\textasciitilde{}\textasciicircum{}"
         r"\textless{}i\textgreater{}{[}j{]}{*}`k\textbackslash{}x0a\textbackslash{}x1b{[}31m"
-        r"\textbackslash{}x202e."
+        r"\textbackslash{}u202e."
     )
 
 
@@ -251,7 +279,7 @@ def test_a_decoders_name_is_no_formula(tmp_path):
 
 
 def test_control_characters_are_spelled_out():
-    assert visible("a\tb\r\n\x00\u2066\ud800c") == r"a\x09b\x0d\x0a\x00\x2066\xd800c"
+    assert visible("a\tb\r\n\x00\u2066\ud800c") == r"a\x09b\x0d\x0a\x00\u2066\ud800c"
 
 
 def test_every_sheet_has_a_text_for_every_column(report):

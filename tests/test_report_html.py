@@ -14,13 +14,14 @@ from PIL import Image
 from vis4mer.decode.config import load_config
 from vis4mer.decode.report.examples import VideoStretch, choose_examples, read_examples
 from vis4mer.decode.report.figures import MAX_IDS, SeedCurve, confusion, ranges
-from vis4mer.decode.report.html import render_page, report_runs, shown
+from vis4mer.decode.report.html import render_page, report_runs
 from vis4mer.decode.report.table import build_report
 from vis4mer.decode.runs.runlog import EpochMetrics
 from vis4mer.decode.runs.timelines import write_timelines
 from vis4mer.extract.annotations.index import VideoIndex
 from vis4mer.report_page import find_video, read_stills, report_page
 from vis4mer.store.errors import UsageError
+from vis4mer.store.wording import visible
 
 VOID = {"meta", "img", "br", "input", "link"}
 
@@ -276,7 +277,7 @@ def test_text_of_a_run_is_text(tmp_path):
 
 
 def test_what_cannot_be_written_is_spelled_out():
-    assert shown("a\ud800b\x00c\n") == "a\\ud800b\\x00c\n"
+    assert visible("a\ud800b\x00c\n", keep="\t\n") == "a\\ud800b\\x00c\n"
 
 
 def test_a_long_list_is_cut_and_counted(tmp_path):

@@ -51,8 +51,10 @@ def test_an_interval_is_repeatable_and_knows_the_degenerate_cases():
     values = np.random.default_rng(1).random(3000)
     assert bootstrap_interval(values, resamples=500) == bootstrap_interval(values, resamples=500)
     assert bootstrap_interval([]) is None
-    one = bootstrap_interval([3.5])
-    assert (one.low, one.high) == (3.5, 3.5)
+    assert bootstrap_interval([3.5]) is None
+    assert bootstrap_interval([0.0, 1.0, 0.0, 1.0]) is None  # too few
+    assert bootstrap_interval([1.0] * 40) is None  # nothing to resample
+    assert bootstrap_interval([0.0, 1.0, 0.0, 1.0, 1.0]) is not None
 
 
 def test_seeds_have_a_sample_deviation_and_one_seed_has_none():

@@ -57,12 +57,47 @@ def test_one_decimal_number_makes_a_regression(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["1_1", "nan", "inf", "-Infinity", "١", "-+1", "1e999", "0x10"])
-def test_what_only_python_takes_for_a_number_is_a_class(tmp_path: Path, label: str) -> None:
+def test_what_only_python_takes_for_a_number_makes_no_regression(
+    tmp_path: Path, label: str
+) -> None:
     text = f"path,label,split\na.mp4,2.5,train\nb.mp4,{label},train\nc.mp4,3,test\n"
-    table = read_table(write(tmp_path, text)).table
-    assert (table.kind, set(table.classes)) == ("classification", {"2.5", label, "3"})
+    path = write(tmp_path, text)
+    with pytest.raises(UsageError, match=r"line 3: label .*, and 2 of 3 labels are; write text"):
+        read_table(path)
+    table = read_table(path, kind="classification").table
+    assert set(table.classes) == {"2.5", label, "3"}
     with pytest.raises(UsageError, match=r"line 3: label .* expected a number"):
         read_table(tmp_path / "My Data.csv", kind="regression")
+
+
+@pytest.mark.parametrize(
+    ("labels", "wrong"),
+    [
+        ("1.0 nan 2.0", 3),
+        ("1.0 2.5 x", 4),
+        ("1 nan 2", 3),  # whole numbers are classes; nan is no name for one of them
+        ("1e999 1e999 1e999", 2),
+    ],
+)
+def test_one_bad_number_does_not_make_classes_of_a_regression(
+    tmp_path: Path, labels: str, wrong: int
+) -> None:
+    rows = "".join(f"{i}.mp4,{label},train\n" for i, label in enumerate(labels.split()))
+    with pytest.raises(UsageError, match=rf"line {wrong}: label .* is no finite number"):
+        read_table(write(tmp_path, f"path,label,split\n{rows}"))
+
+
+def test_whole_numbers_and_text_are_classes(tmp_path: Path) -> None:
+    text = "path,label,split\na.mp4,1,train\nb.mp4,other,train\nc.mp4,nan,test\n"
+    with pytest.raises(UsageError, match="line 4: label 'nan'"):
+        read_table(write(tmp_path, text))
+    table = read_table(write(tmp_path, text.replace("nan", "2"))).table
+    assert (table.classes, table.describe_labels()) == (("1", "2", "other"), "3 classes")
+
+
+def test_the_labels_are_said_in_words(tmp_path: Path) -> None:
+    path = write(tmp_path, "path,label,split\na.mp4,1.5,train\nb.mp4,-2,train\n")
+    assert read_table(path).table.describe_labels() == "a regression, values -2 to 1.5"
 
 
 def test_the_kind_can_be_said(tmp_path: Path) -> None:

@@ -12,7 +12,14 @@ from vis4mer.store.cache import open_cache
 from vis4mer.store.errors import CacheFormatError, UsageError
 from vis4mer.store.files import seal
 from vis4mer.store.spec import Sampling
-from vis4mer.store.tasks import TaskRow, TaskTable
+from vis4mer.store.tasks import (
+    TaskRow,
+    TaskTable,
+    extent_id,
+    in_several_splits,
+    video_of,
+    without_extent,
+)
 from vis4mer.store.verify import verify_cache
 
 ROWS = (
@@ -149,4 +156,34 @@ def test_a_row_whose_extent_is_sampled_names_it():
     sampled = table.as_sampled(Sampling(kind="segments", segments=4))
     assert [row.id for row in sampled.rows] == ["a@2500-10000", "b@2000-", "c"]
     assert {(row.start_seconds, row.end_seconds) for row in sampled.rows} == {(None, None)}
-    assert sampled.rows[2].group == "film"
+    assert [row.group for row in sampled.rows] == ["a", "b", "film"]
+    segments = Sampling(kind="segments", segments=4)
+    assert [video_of(row.id, segments) for row in sampled.rows] == ["a", "b", "c"]
+    assert video_of("a@2500-10000", Sampling()) == "a@2500-10000"  # an id of its own there
+
+
+def test_leaks_by_id_or_by_group() -> None:
+    def row(id: str, split: str, group: str | None = None) -> TaskRow:
+        return TaskRow(id=id, split=split, label=0.0, group=group)  # type: ignore[arg-type]
+
+    rows = (row("a", "train", "m"), row("b", "train"), row("a", "test"), row("b", "val"))
+    rows += (row("c", "test", "m"), row("d", "test", "n"), row("e", "test"))
+    table = TaskTable(dataset="d", task="t", kind="regression", rows=rows)
+    assert table.leaking() == ("a", "c")
+    assert in_several_splits(rows) == ("a", "b")
+    parts = (row("v@0-10", "train"), row("v@10-20", "test"), row("w@0-", "test"))
+    assert in_several_splits(parts) == ()
+    segments = Sampling(kind="segments", segments=4)
+    assert in_several_splits(parts, sampling=segments) == ("v",)
+
+
+@pytest.mark.parametrize("extent", [(2.5, 9.0), (2.5, None), (None, 9.0), (None, None)])
+@pytest.mark.parametrize("name", ["v", "a/b.mp4", "x@y", "line\nend", "v@1-2"])
+def test_an_extent_is_taken_off_as_it_was_put_on(
+    name: str, extent: tuple[float | None, float | None]
+) -> None:
+    called = extent_id(name, *extent)
+    if called != name:
+        assert without_extent(called) == name
+    elif name != "v@1-2":
+        assert without_extent(name) == name

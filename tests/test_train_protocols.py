@@ -6,19 +6,23 @@ import numpy as np
 import pytest
 import torch
 from caches import make_cache, make_spec, write_tokens
-from vis4mer.decode.config import TrainConfig, load_config
+from vis4mer.decode.config import OptimizerConfig, TrainConfig, load_config
+from vis4mer.decode.data.hold_out import hold_out
 from vis4mer.decode.data.loader import TrainLoader
 from vis4mer.decode.data.plan import WindowPlan, split_samples
+from vis4mer.decode.decoders import decoder_options
 from vis4mer.decode.judging.evaluate import evaluate_run
 from vis4mer.decode.judging.predict import predict_entries
 from vis4mer.decode.judging.stream import StreamPredictor
 from vis4mer.decode.runs.run import open_run
 from vis4mer.decode.train import train_decoder
-from vis4mer.decode.training.protocols import PROTOCOLS, departure_note, extraction_note
+from vis4mer.decode.training.departures import OF_A_RUN, departure_note, departures
+from vis4mer.decode.training.protocols import PROTOCOLS, extraction_note
 from vis4mer.store.cache import create_cache
 from vis4mer.store.errors import UsageError
+from vis4mer.store.fields import flatten
 from vis4mer.store.spec import Preprocess, Sampling
-from vis4mer.store.tasks import TaskRow, TaskTable
+from vis4mer.store.tasks import TaskRow, TaskTable, video_of
 
 
 def toy(**flags):
@@ -39,11 +43,64 @@ def test_official_is_what_the_released_code_does():
     assert (config.protocol, config.tokens, config.padding) == ("official", "60x14x14+cls", "zeros")
     assert (config.window_seconds, config.final_stride_seconds) == (60, 1)
     assert config.decoder.name == "vis4mer"
-    options = {"variant": "official", "mixer": "s4", "depth": 3, "dropout": 0.2}
-    assert config.decoder.options == options
-    assert (config.optimizer.schedule, config.optimizer.lr) == ("plateau", 1e-3)
-    assert (config.optimizer.weight_decay, config.optimizer.plateau_factor) == (0.01, 0.2)
+    assert config.decoder.options == {
+        "variant": "official",
+        "mixer": "s4",
+        "depth": 3,
+        "pooling": True,
+        "scaling": True,
+        "dropout": 0.2,
+        "state_size": 64,
+        "dt_min": 1e-3,
+        "dt_max": 1e-1,
+        "tied": False,
+    }
+    assert config.optimizer == OptimizerConfig(
+        lr=1e-3,
+        weight_decay=0.01,
+        dynamics_lr=1e-3,
+        schedule="plateau",
+        warmup_epochs=0,
+        plateau_patience=10,
+        plateau_factor=0.2,
+        grad_clip=None,
+    )
+    assert config.validation_stride_seconds == 60
     assert (config.batch_size, config.epochs, config.select) == (16, 100, "best-val")
+
+
+def test_official_says_all_that_a_config_decides():
+    """A default that moves must not move `official`: every setting is there, or is of a run."""
+    said = flatten(PROTOCOLS["official"]).keys()
+    config = load_config(flags={"task": "a/b"})
+    options = decoder_options("vis4mer", {"variant": "official"}).to_json()
+    everything = flatten(config.to_json()).keys() | {f"decoder.{name}" for name in options}
+    # Of the data, of the machine, of how it is computed and of where it begins.
+    unsaid = {"protocol", "hold_out", "precision", "init", "decoder.convolution"}
+    assert everything - said - OF_A_RUN == unsaid
+    assert said <= everything
+
+
+def test_options_of_a_protocols_mixer_go_with_it():
+    config = load_config(
+        flags={"task": "a/b", "protocol": "official", "decoder.mixer": "attention"}
+    )
+    assert config.decoder.options == {
+        "variant": "official",
+        "mixer": "attention",
+        "depth": 3,
+        "pooling": True,
+        "scaling": True,
+        "dropout": 0.2,
+    }
+    (name,) = (n for n in departures(resolved(config)) if n.startswith("decoder."))
+    assert name == "decoder.mixer"
+
+
+def resolved(config):
+    """A config by dotted names, with the decoder's options written out."""
+    options = decoder_options(config.decoder.name, config.decoder.options).to_json()
+    return flatten(config.to_json()) | {f"decoder.{name}": v for name, v in options.items()}
 
 
 def test_clean_is_the_default():
@@ -95,8 +152,7 @@ def test_what_no_protocol_knows_is_refused(sets, message):
 
 
 def test_every_setting_of_a_protocol_exists_and_a_cache_of_another_is_said():
-    for name, protocol in PROTOCOLS.items():
-        assert protocol.summary
+    for name in PROTOCOLS:
         load_config(flags={"task": "a/b", "protocol": name})
     plain = make_spec()
     official = replace(
@@ -121,19 +177,22 @@ def test_settings_that_leave_their_protocol_are_said(tmp_path):
     settings = {"decoder.depth": 2, "decoder.state_size": 4, "tokens": "60x2x2+cls"}
     result = train_decoder(cache, load_config(flags=official | settings), tmp_path / "run")
     assert result.notes[-1] == (
-        "not all of protocol official: tokens is 60x2x2+cls (official: 60x14x14+cls), "
-        "epochs is 1 (official: 100), decoder.depth is 2 (official: 3)"
+        "not all of protocol official: decoder.depth is 2 (official: 3), decoder.state_size is 4 "
+        "(official: 64), tokens is 60x2x2+cls (official: 60x14x14+cls), epochs is 1 (official: 100)"
     )
     other = load_config(flags=official | {"decoder.name": "mean"}, sets=["padding=masked"])
-    said = departure_note("official", other.to_json())
+    said = departure_note(other.to_json())
     assert "decoder.name is mean (official: vis4mer)" in said
     assert "padding is masked" in said
     assert "decoder.depth" not in said
     # A protocol that was only named, in Python, is no protocol.
     assert "schedule is cosine" in departure_note(
-        "official", TrainConfig(task="a/b", protocol="official").to_json()
+        TrainConfig(task="a/b", protocol="official").to_json()
     )
-    assert departure_note("clean", toy().to_json()) is None
+    assert departure_note(TrainConfig(task="a/b", seed=3, blocks=2).to_json()) is None
+    assert departure_note(toy(epochs=100, batch_size=16).to_json()) == (
+        "not all of protocol clean: window_seconds is 4.0 (clean: 60.0)"
+    )
 
 
 # Padding ----------------------------------------------------------------------------------------
@@ -210,7 +269,7 @@ def test_zeros_make_every_video_long_enough(tmp_path):
     )
     result = train_decoder(cache, deep, tmp_path / "run")
     assert result.test.coverage.complete  # masked, v7 of three frames would be too short
-    assert result.notes == ()
+    assert not any("the cache covers" in note for note in result.notes)
     assert len(predict_entries(open_run(tmp_path / "run"), cache)) == 8
 
 
@@ -297,6 +356,44 @@ def segment_cache(folder, *, segments=8, videos=8):
         rows.append(TaskRow(id=f"v{i}", split=split, label=i // 4, end_seconds=9.0))
     cache.save_task(table_of(rows))
     return cache
+
+
+CROPS = (
+    ("a", "train", 0.0, 4.0),
+    ("a", "test", 4.0, 8.0),
+    ("b", "train", 0.0, 4.0),
+    ("b", "train", 4.0, 8.0),
+    ("c", "train", None, None),
+    ("d", "test", 1.0, 5.0),
+)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(), Sampling(kind="spread"), Sampling(kind="segments", segments=8, clip_frames=4)],
+    ids=lambda sampling: sampling.kind,
+)
+def test_crops_are_still_of_their_video_however_they_are_sampled(tmp_path, sampling):
+    """Crops that are sampled on their own are entries of their own, and no videos of their own."""
+    rows = [
+        TaskRow(id=name, split=split, label=i % 2, start_seconds=start, end_seconds=end)
+        for i, (name, split, start, end) in enumerate(CROPS)
+    ]
+    table = table_of(rows).as_sampled(sampling)
+    cache = create_cache(tmp_path / "crops.zarr", replace(make_spec(), sampling=sampling))
+    for name in {row.id for row in table.rows}:
+        write_tokens(cache, name, np.ones((8, 4, 16), np.float16), pts_seconds=np.arange(8.0))
+    cache.save_task(table)
+    result = train_decoder(cache, toy(), tmp_path / "run")
+    assert [p.seen_in_training for p in result.test.predictions] == [True, False]
+    assert "in more than one split: a" in result.notes
+    for share in (0.3, 0.6):  # one and two of the three videos that are trained on
+        held = hold_out(table, share)
+        sides = [
+            {video_of(row.id, sampling) for row in held.split(split)} for split in ("train", "val")
+        ]
+        assert not sides[0] & sides[1]
+        assert sides[0] | sides[1] == {"a", "b", "c"}
 
 
 def test_an_entry_of_segments_is_one_window_whatever_the_seconds(tmp_path):

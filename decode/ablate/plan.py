@@ -25,9 +25,10 @@ from ...store.windows import evaluation_windows, window_length
 from ..config import TrainConfig
 from ..data.loader import epoch_draws, in_blocks
 from ..data.plan import Stretch
-from ..data.sharing import SHARE_BYTES, choose_blocks
+from ..data.sharing import SHARE_BYTES
 from ..runs.run import open_run
 from ..train import SHARED
+from ..training.blocks import pass_blocks
 from ..training.job import Job, prepare_job
 from .sweep import Point
 
@@ -129,7 +130,12 @@ def plan_sweep(
     passes = []
     for indices in alike.values():
         cache = caches[found[indices[0]].point.cache]
-        blocks = _blocks(cache, [found[i] for i in indices], share_bytes)
+        blocks = pass_blocks(
+            cache,
+            [found[i].job for i in indices],
+            [found[i].run for i in indices],
+            share_bytes=share_bytes,
+        )
         for i in indices:
             found[i] = replace(found[i], job=found[i].job.with_blocks(blocks))
         if left := tuple(found[i] for i in indices if not found[i].finished):
@@ -167,23 +173,6 @@ def _prepared(point: Point, cache: Cache, run: Path) -> Prepared:
 def _shared(run: Prepared) -> bytes:
     config = run.job.config
     return canonical_json([run.point.cache, *(getattr(config, name) for name in SHARED)])
-
-
-def _blocks(cache: Cache, runs: Sequence[Prepared], share_bytes: int) -> int:
-    """As `train_decoders` chooses them, over all that are alike: what is given, or was begun."""
-    begun = (open_run(r.run).about.train.blocks for r in runs if (r.run / "config.json").exists())
-    for known in (runs[0].job.config.blocks, *begun):
-        if known is not None:
-            return known
-    if len(runs) == 1:
-        return 1
-    return choose_blocks(
-        cache,
-        [run.job.splits["train"].samples for run in runs],
-        runs[0].job.plan,
-        windows_per_video=max(run.job.config.windows_per_video for run in runs),
-        share_bytes=share_bytes,
-    )
 
 
 # Bytes ------------------------------------------------------------------------------------------

@@ -150,15 +150,19 @@ def _spans(drawn: Sequence[Sequence[Draw]], plan: WindowPlan) -> list[_Span]:
     ]
 
 
-def choose_blocks(
-    cache: Cache,
+def blocks_within(num_bytes: int, *, share_bytes: int = SHARE_BYTES) -> int:
+    """Into how many blocks an epoch must be dealt whose reads, in one block, hold `num_bytes`."""
+    return max(1, -(-num_bytes // share_bytes))
+
+
+def shared_bytes(
+    spec: CacheSpec,
     samples: Iterable[Sequence[Sample]],
     plan: WindowPlan,
     *,
     windows_per_video: int,
-    share_bytes: int = SHARE_BYTES,
 ) -> int:
-    """Into how many blocks an epoch must be dealt for its shared reads to fit into `share_bytes`.
+    """Host memory, in bytes, that the shared reads of an epoch hold if it is dealt into one block.
 
     samples: by learner. Counts as many windows of a video as its learners draw, at most all of it.
     """
@@ -171,8 +175,7 @@ def choose_blocks(
         min(_covered(extents), len(extents) * windows_per_video * plan.length) * thinning
         for extents in wanted.values()
     )
-    num_bytes = num_frames * _held_bytes(cache.spec, plan.view)
-    return max(1, -(-int(num_bytes) * _BLOCKS_HELD // share_bytes))
+    return int(num_frames * _held_bytes(spec, plan.view)) * _BLOCKS_HELD
 
 
 def _covered(extents: Sequence[Window]) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...store import fields as f
+from ...store.errors import CacheFormatError
+from ...store.wording import some_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,7 @@ class Coverage:
         }
         for reason, ids in reasons.items():
             if ids:
-                more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
-                text += f", {reason}: {', '.join(ids[:10])}{more}"
+                text += f", {reason}: {some_of(ids, most=10)}"
         return text
 
     def to_json(self) -> dict[str, Any]:
@@ -54,9 +55,16 @@ class Coverage:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, name: str) -> Coverage:
-        return cls(
+        coverage = cls(
             total=f.integer(data, "total", name=name),
             missing=f.texts(data, "missing", name=name),
             empty=f.texts(data, "empty", name=name),
             short=f.texts(data, "short", name=name),
         )
+        if coverage.present < 0:
+            lacking = coverage.total - coverage.present
+            raise CacheFormatError(
+                f"{name}: field 'total' is {coverage.total}, expected at least the {lacking} "
+                "videos that are lacking"
+            )
+        return coverage

@@ -3,7 +3,11 @@
 Any number of runs, each with one decoder or more and videos of its own, look at the same reads.
 What a decoder is given depends on its own videos alone: they are gone through in the order of their
 ids, and its batches are its own, so that a run judged among others gets the very same outputs.
-Knows no label.
+
+The price is memory: beside the timelines being read, fewer than `batch_size` windows wait on the
+device for each distinct set of videos and batch size. Seeds and decoders of one task share theirs;
+nine tasks hold up to nine batches. Looking at a part of a batch to make room would change outputs
+in their last bits. Knows no label.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ videos, or the squared error of always predicting zero. Plain float64 NumPy; kno
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +28,7 @@ Array = NDArray[np.float64]
 Outputs = tuple[float, ...]
 # What a group of a dataset is to its readers; elsewhere a group is a group.
 GROUPS = {"lvu": "movies", "breakfast": "persons"}
+MAX_VALUE = 3.5e38  # of a prediction that is read: float32 holds no more, and squares stay finite
 _TINY = 1e-12  # a probability of zero costs 27.6 nats, not infinity
 
 
@@ -128,7 +130,7 @@ class EvaluationResult:
 
     @cached_property
     def interval(self) -> Interval | None:
-        """95 % bootstrap interval of the figure over videos; None where there is nothing."""
+        """95 % bootstrap interval of the figure over videos; None where it would say nothing."""
         return bootstrap_interval(self.per_video)
 
     @property
@@ -202,21 +204,23 @@ class EvaluationResult:
             return None
         unseen = self.unseen
         groups = GROUPS.get(self.task.partition("/")[0], "groups")
-        figures = unseen._in_words() if unseen.total else "nothing to judge"
-        return f"{unseen.total}/{self.total} on {groups} unseen in training: {figures}"
+        if not unseen.total:
+            return f"no judged video is of {groups} unseen in training"
+        return f"{unseen.total}/{self.total} on {groups} unseen in training: {unseen._in_words()}"
 
     def _in_words(self) -> str:
-        """Such as `75.0 % (3/4), 95 % interval 25.0 to 100.0, most frequent class 75.0 %`."""
-        low, high = (self.interval.low, self.interval.high) if self.interval else (0.0, 0.0)
+        """Such as `75.0 % (6/8), 95 % interval 37.5 to 100.0, most frequent class 75.0 %`."""
         if self.kind == "regression":
-            return (
-                f"MSE {self.mse:.3f} over {self.total}, 95 % interval {low:.3f} to {high:.3f}, "
-                f"predicting zero {self.floor:.3f}"
-            )
-        return (
-            f"{100 * self.accuracy:.1f} % ({self.correct}/{self.total}), 95 % interval "
-            f"{100 * low:.1f} to {100 * high:.1f}, most frequent class {100 * self.floor:.1f} %"
-        )
+            figure, floor = f"MSE {self.mse:.3f} over {self.total}", "predicting zero {:.3f}"
+        else:
+            figure = f"{100 * self.accuracy:.1f} % ({self.correct}/{self.total})"
+            floor = "most frequent class {:.1f} %"
+        factor, digits = (1, 3) if self.kind == "regression" else (100, 1)
+        interval = ""
+        if self.interval is not None:
+            low, high = (f"{factor * end:.{digits}f}" for end in self.interval.to_json())
+            interval = f"95 % interval {low} to {high}, "
+        return f"{figure}, {interval}{floor.format(factor * self.floor)}"
 
     def to_json(self) -> dict[str, Any]:
         """Everything, derived figures included for people and other programs."""
@@ -264,30 +268,45 @@ class EvaluationResult:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, name: str) -> EvaluationResult:
         """Read an untrusted result; the figures are computed again from the predictions."""
-        classes = f.texts(data, "classes", name=name)
+        kind, classes = read_kind(data, name=name)
         rows = f.sequence(data, "predictions", name=name)
         return cls(
             task=f.text(data, "task", name=name),
-            kind=f.choice(data, "kind", get_args(TaskKind), name=name),
+            kind=kind,
             classes=classes,
             split=f.choice(data, "split", get_args(Split), name=name),
             stride_seconds=f.number(data, "stride_seconds", name=name),
-            predictions=tuple(_prediction(row, len(classes) or 1, name=name) for row in rows),
+            predictions=tuple(_prediction(row, len(classes), name=name) for row in rows),
             coverage=Coverage.from_json(f.mapping(data, "coverage", name=name), name=name),
             seconds=f.number(data, "seconds", name=name),
             bytes_read=f.integer(data, "bytes_read", name=name),
         )
 
 
-def _prediction(values: object, num_outputs: int, *, name: str) -> VideoPrediction:
+def read_kind(data: Mapping[str, Any], *, name: str) -> tuple[TaskKind, tuple[str, ...]]:
+    """`kind` and `classes` of untrusted JSON: a classification has classes, a regression none."""
+    kind: TaskKind = f.choice(data, "kind", get_args(TaskKind), name=name)
+    classes = f.texts(data, "classes", name=name)
+    if (kind == "classification") != bool(classes):
+        raise CacheFormatError(
+            f"{name}: a {kind} with {len(classes)} classes, expected classes of a classification "
+            "and none of a regression"
+        )
+    return kind, classes
+
+
+def _prediction(values: object, num_classes: int, *, name: str) -> VideoPrediction:
+    """num_classes: 0 for a regression."""
     columns = ("id", "label", "output", "num_windows", "seen_in_training")
     row = dict(zip(columns, values, strict=False)) if isinstance(values, list) else {}
     output = f.numbers(row, "output", name=name)
     label = f.number(row, "label", name=name)
-    if len(output) != num_outputs or (num_outputs > 1 and not 0 <= label < num_outputs):
+    if num_classes:
+        _require_class(label, output, num_classes, name=name)
+    elif len(output) != 1 or max(abs(output[0]), abs(label)) > MAX_VALUE:
         raise CacheFormatError(
-            f"{name}: a prediction of {len(output)} outputs for label {label:g}, "
-            f"expected {num_outputs} outputs and a label among them"
+            f"{name}: a prediction {reprlib.repr(output)} for value {label:g}, expected one number "
+            f"and neither beyond {MAX_VALUE:g}"
         )
     return VideoPrediction(
         id=f.text(row, "id", name=name),
@@ -296,6 +315,18 @@ def _prediction(values: object, num_outputs: int, *, name: str) -> VideoPredicti
         num_windows=f.integer(row, "num_windows", name=name, minimum=1),
         seen_in_training=f.choice(row, "seen_in_training", (True, False), name=name),
     )
+
+
+def _require_class(label: float, output: Outputs, num_classes: int, *, name: str) -> None:
+    if len(output) != num_classes or label not in range(num_classes):
+        raise CacheFormatError(
+            f"{name}: a prediction of {len(output)} outputs for label {label:g}, "
+            f"expected {num_classes} outputs and the number of a class"
+        )
+    if min(output) < 0 or max(output) > 1 + _TINY:
+        raise CacheFormatError(
+            f"{name}: a prediction {reprlib.repr(output)}, expected probabilities from 0 to 1"
+        )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -17,6 +17,7 @@ from ...store.records import EntryRecord
 from ...store.spec import require_same
 from ...store.tasks import TaskKind
 from ...store.windows import Window
+from ...store.wording import some_of
 from ..config import Precision
 from ..data.plan import Stretch, WindowPlan, window_seconds
 from ..decoders import Decoder
@@ -131,10 +132,9 @@ def _require_long_enough(stretches: Sequence[Stretch], decoder: Decoder, plan: W
     needed = plan.shortest_extent(decoder.min_frames)
     short = [s.id for s in stretches if s.extent.num_frames < needed]
     if short:
-        more = f" and {len(short) - 10} more" if len(short) > 10 else ""
         raise UsageError(
             f"too short for decoder {decoder.name!r}, which needs {needed} frames of a video: "
-            f"{', '.join(short[:10])}{more}; leave them out"
+            f"{some_of(short, most=10)}; leave them out"
         )
 
 

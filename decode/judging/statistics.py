@@ -21,6 +21,7 @@ LEVEL = 0.95
 MAX_EXACT = 16  # differing videos: up to 2^16 sign patterns are all counted
 SIGN_DRAWS = 20_000
 _MAX_CELLS = 1 << 20  # numbers drawn at once: 8 MB
+MIN_VIDEOS = 5  # of fewer there is no interval
 _TINY = 1e-9  # sums of the same numbers in another order are equal
 
 
@@ -65,7 +66,7 @@ class PairedTest:
     num_videos: int
     num_differ: int
     difference: float
-    interval: Interval
+    interval: Interval | None
     p_value: float
     method: str
 
@@ -74,7 +75,7 @@ class PairedTest:
             "num_videos": self.num_videos,
             "num_differ": self.num_differ,
             "difference": self.difference,
-            "interval": self.interval.to_json(),
+            "interval": None if self.interval is None else self.interval.to_json(),
             "p_value": self.p_value,
             "method": self.method,
         }
@@ -85,11 +86,11 @@ def bootstrap_interval(
 ) -> Interval | None:
     """Percentile bootstrap of the mean of `per_video` (N,): N videos are drawn with replacement.
 
-    None where there is no video. The interval has no width where all videos count the same: a
-    sample without a single mistake cannot show how often mistakes occur.
+    None with fewer than MIN_VIDEOS videos, and where all count the same: a sample without a single
+    mistake cannot show how often mistakes occur.
     """
     values = np.asarray(per_video, dtype=np.float64)  # N
-    if not values.size:
+    if values.size < MIN_VIDEOS or np.ptp(values) <= _TINY:
         return None
     random = np.random.default_rng(seed)
     means = np.concatenate(
@@ -117,8 +118,7 @@ def paired_test(
     first = np.array([a[key] for key in shared])  # N
     second = np.array([b[key] for key in shared])  # N
     differences = first - second  # N
-    interval = bootstrap_interval(differences, seed=seed)
-    if interval is None:
+    if not shared:
         return None
     differing = differences[np.abs(differences) > _TINY]  # M
     p_value, method = _p_value(first, second, differing, seed=seed)
@@ -126,7 +126,7 @@ def paired_test(
         num_videos=len(shared),
         num_differ=len(differing),
         difference=float(differences.mean()),
-        interval=interval,
+        interval=bootstrap_interval(differences, seed=seed),
         p_value=p_value,
         method=method,
     )

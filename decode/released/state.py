@@ -28,6 +28,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...store.errors import CacheFormatError, UsageError
+from ...store.torchfile import read_torch
+from ...store.wording import some_of
 
 State = dict[str, Tensor]
 
@@ -87,7 +89,7 @@ def _read(path: Path) -> object:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_torch(path)
     except Exception as error:  # both libraries raise many kinds for a file that is not theirs
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise CacheFormatError(
@@ -127,7 +129,7 @@ def _not_released(name: str, found: str) -> CacheFormatError:
 
 def _listed(names: Iterator[str] | State) -> str:
     chosen = [ascii(name[:60])[1:-1] for name in sorted(names)]
-    return ", ".join(chosen[:3]) + (f" and {len(chosen) - 3} more" if chosen[3:] else "")
+    return some_of(chosen, most=3)
 
 
 def _names(depth: int) -> Iterator[str]:

@@ -16,14 +16,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ...store.files import write_atomic
+from ...store.wording import inert_cell, visible
 from .rows import Cell, Row
 from .sheet import Section, Sheet, SheetRow, Text, left_out_lines, sheets
 from .sheet import results_sheet as _results
 from .table import Report, Table
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# What a spreadsheet computes when a cell begins with it, after spaces and quotes too.
-_FORMULA = re.compile(r"""[\s"']*[=+\-@＝＋－＠]""")
 
 
 def write_files(report: Report, folder: Path, *, page: str | None = None) -> list[Path]:
@@ -42,11 +39,6 @@ def write_files(report: Report, folder: Path, *, page: str | None = None) -> lis
     for name, text in texts.items():
         write_atomic(folder / name, text.encode())
     return [folder / name for name in texts]
-
-
-def visible(text: str) -> str:
-    """Control characters, line ends, changes of direction and lone surrogates as \\xNN."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 # Markdown ---------------------------------------------------------------------------------------
@@ -244,6 +236,7 @@ def _cell_values(cell: Cell, row: Row) -> dict[str, object]:
     return {
         "protocol": row.protocol,
         "cache": row.fingerprint,
+        "extraction": row.extraction or "",
         "mean": cell.figure.mean,
         "std": "" if cell.figure.std is None else cell.figure.std,
         "low": "" if interval is None else interval.low,
@@ -272,19 +265,5 @@ def csv_lines(lines: Sequence[Sequence[str]]) -> str:
     """CSV of cells as they are, but for texts that a spreadsheet would compute."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([[_csv_text(text) for text in line] for line in lines])
+    writer.writerows([[inert_cell(text) for text in line] for line in lines])
     return buffer.getvalue()
-
-
-def _csv_text(text: str) -> str:
-    """A text that no spreadsheet computes, nor one that takes a semicolon for the end of a cell."""
-    return ";".join(map(_inert, visible(text).split(";")))
-
-
-def _inert(text: str) -> str:
-    """A number as it is; what begins like a formula, behind an apostrophe."""
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}" if _FORMULA.match(text) else text
-    return text

@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from ... import __version__
 from ...store.tasks import TaskKind
-from ..judging.statistics import SeedStatistics
+from ...store.wording import visible
 from . import figures
 from .collect import RunFacts
 from .examples import RULE, RunExamples, Still, VideoStretch
@@ -31,9 +31,6 @@ from .sheet import Sheet, counts_text, figure_text, interval_text, mean_text, sh
 from .table import Report
 from .timeline_figures import TimelineFigure, timeline_figure
 
-_CONTROL = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 Facts = Sequence[tuple[str, str]]
 
 
@@ -99,16 +96,7 @@ def render_page(
     environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     template = environment.from_string(files.joinpath("page.html.jinja").read_text("utf-8"))
     style = Markup(files.joinpath("page.css").read_text("utf-8"))
-    return shown(template.render(page=page, style=style))
-
-
-def shown(text: str) -> str:
-    """Control characters, changes of direction and lone surrogates as \\xNN or \\uNNNN."""
-    return _CONTROL.sub(lambda match: _spelled(ord(match[0])), text)
-
-
-def _spelled(code: int) -> str:
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    return visible(template.render(page=page, style=style), keep="\t\n")
 
 
 def _page(
@@ -211,13 +199,11 @@ def _facts(row: Row, cell: Cell) -> Iterator[tuple[str, str]]:
     if cell.unseen is not None:
         yield "unseen in training", unseen_text(cell.unseen, total, kind)
     if cell.best is not None:
-        yield "best epoch on validation", mean_text(cell.best, kind)
+        yield "best-val epoch", mean_text(cell.best, kind)
     if cell.last is not None:
         yield "last epoch", mean_text(cell.last, kind)
-    best_test = [r.result.best_test_epoch for r in cell.runs if r.result.best_test_epoch]
-    if best_test:
-        score = SeedStatistics.of([best.score for best in best_test])
-        yield "best test epoch, chosen on the test split", mean_text(score, kind)
+    if cell.best_test is not None:
+        yield "best test epoch, chosen on the test split", mean_text(cell.best_test, kind)
     yield "coverage", f"{cell.coverage.present}/{cell.coverage.total} test videos"
     yield "seeds", figures.ranges(cell.seeds)
     yield "protocol", row.protocol

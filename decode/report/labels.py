@@ -11,11 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ...store.errors import UsageError
-from ...store.fields import flatten
-from ..config import load_config
-from ..decoders import decoder_options
-from ..training.protocols import PROTOCOLS, Protocol
+from ..training.departures import departures
 
 Settings = Mapping[str, Any]
 MAX_VALUE = 20  # of a setting's text in a label; a longer one, such as a SHA-256, is cut
@@ -31,7 +27,7 @@ def row_labels(rows: Sequence[Settings]) -> list[str]:
     labels = []
     for row in rows:
         # A run writes out the precision that it found on its machine: no departure, but telling.
-        told = {**departures(row), "precision": row.get("precision")}
+        told = {**_departures(row), "precision": row.get("precision")}
         labels.append(
             ", ".join(
                 [
@@ -51,43 +47,12 @@ def row_labels(rows: Sequence[Settings]) -> list[str]:
 
 def protocol_text(row: Settings) -> str:
     """The protocol's name, and what was set otherwise: `official with epochs=8, depth=2`."""
-    said = ", ".join(_said(departures(row)))
+    said = ", ".join(_said(_departures(row)))
     return f"{row['protocol']} with {said}" if said else str(row["protocol"])
 
 
-def departures(row: Settings) -> dict[str, Any]:
-    """Settings that are not what the protocol, and a decoder by itself, would have made them.
-
-    The decoder and its tokens are among them where the protocol fixes these; precision, which is
-    the machine's matter, never is.
-    """
-    name: Protocol = row["protocol"]
-    flags = {"task": "any/task", "protocol": name, _NAME: row[_NAME]}  # a row has no task
-    config = load_config(flags=flags)
-    usual = flatten(config.to_json()) | {"precision": row.get("precision")}
-    fixed = flatten(PROTOCOLS[name].settings)
-    usual |= {k: fixed.get(k, row[k]) for k in (_NAME, "tokens")}
-    options = {k: v for k, v in row.items() if k.startswith(_OPTION) and k != _NAME}
-    changed = {k: v for k, v in row.items() if k not in options and usual.get(k) != v}
-    changed |= _changed_options(row[_NAME], config.decoder.options, options)
-    return dict(sorted(changed.items(), key=lambda item: not item[0].startswith(_OPTION)))
-
-
-def _changed_options(name: str, asked: Settings, found: Settings) -> dict[str, Any]:
-    """Of the options `found`, by dotted names, those that `asked` and the decoder do not give.
-
-    What follows from another option, as `tied` does from `variant`, is not told beside it.
-    """
-    changed: dict[str, Any] = {}
-    try:
-        own = decoder_options(name, {k.removeprefix(_OPTION): v for k, v in found.items()})
-        for option, value in own.to_json().items():
-            given = decoder_options(name, {**asked, **changed}).to_json()
-            if option not in given or given[option] != value:
-                changed[option] = value
-    except UsageError:  # a decoder of a later version, or options that only fit together
-        return {k: v for k, v in found.items() if asked.get(k.removeprefix(_OPTION)) != v}
-    return {_OPTION + option: value for option, value in changed.items()}
+def _departures(row: Settings) -> dict[str, Any]:
+    return {name: departure.found for name, departure in departures(row).items()}
 
 
 def _tells(name: str, row: Settings, rows: Iterable[Settings]) -> bool:

@@ -233,7 +233,7 @@ _GROUPS = (
         "coin",
         (
             ("TSN", "73.4", _VIS4MER, _AS_PRINTED),
-            ("ViS4mer", "88.41", _VIS4MER, ""),
+            ("ViS4mer", "88.41", _VIS4MER, "selection not stated"),
             ("Distant Supervision", "90.0", _DISTANT, _PRETRAINED),
             ("VideoMamba-M", "90.4", _MAMBA, _END_TO_END),
             ("S5", "90.42", _S5, ""),

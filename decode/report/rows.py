@@ -18,18 +18,16 @@ import numpy as np
 
 from ...store.fields import flatten
 from ...store.tasks import TaskKind
-from ..config import NOT_LEARNED
 from ..judging.coverage import Coverage
 from ..judging.metrics import EvaluationResult, VideoPrediction
 from ..judging.statistics import Interval, SeedStatistics, bootstrap_interval
 from ..runs.results import Weights
+from ..training.departures import OF_A_RUN
+from ..training.protocols import extraction_note
 from .collect import LeftOut, RunFacts
 from .labels import protocol_text, row_labels
 
 VideoKey = tuple[str, float, int]  # id, label, and how many rows of both came before
-# What the runs of a row may differ in. `blocks` deals the order of videos, as a seed does, and
-# judging the test split after each epoch changes nothing that is learned or selected.
-FREE = {*NOT_LEARNED, "task", "seed", "blocks", "test_each_epoch"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +133,14 @@ class Row:
     """One decoder with all its settings, on one cache.
 
     label: the decoder, its tokens, and what tells it from the other rows. settings: the resolved
-    config by dotted names, without task and seed. cells: by task.
+    config by dotted names, without task and seed. extraction: where the cache was not made under
+    the protocol, in a line; None where it was. cells: by task.
     """
 
     label: str
     settings: Mapping[str, Any]
     fingerprint: str
+    extraction: str | None
     cells: Mapping[str, Cell]
 
     @property
@@ -153,6 +153,7 @@ class Row:
             "row": self.label,
             "protocol": self.protocol,
             "cache": self.fingerprint,
+            "extraction": self.extraction,
             "settings": dict(self.settings),
             "cells": [cell.to_json() for cell in self.cells.values()],
         }
@@ -169,15 +170,23 @@ def group_runs(runs: Sequence[RunFacts]) -> tuple[tuple[Row, ...], tuple[LeftOut
     rows = []
     for part, own, label in zip(parts, settings, row_labels(settings), strict=True):
         cells = {task: _cell(task, same) for task, same in part.items()}
-        fingerprint = next(iter(part.values()))[0].about.spec.fingerprint
-        rows.append(Row(label=label, settings=own, fingerprint=fingerprint, cells=cells))
+        spec = next(iter(part.values()))[0].about.spec
+        rows.append(
+            Row(
+                label=label,
+                settings=own,
+                fingerprint=spec.fingerprint,
+                extraction=extraction_note(own["protocol"], spec),
+                cells=cells,
+            )
+        )
     return tuple(rows), tuple(left_out)
 
 
 def settings_of(run: RunFacts) -> dict[str, Any]:
     """All that a row's runs share of their config, by dotted names."""
     flat = flatten(run.about.train.to_json())
-    return {name: value for name, value in flat.items() if name not in FREE}
+    return {name: value for name, value in flat.items() if name not in OF_A_RUN}
 
 
 def _parts(runs: Sequence[RunFacts], left_out: list[LeftOut]) -> list[dict[str, list[RunFacts]]]:

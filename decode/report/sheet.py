@@ -190,7 +190,7 @@ def _our_rows(table: Table, notes: _Notes) -> Iterator[SheetRow]:
     for row in table.rows:
         cells = [row.cells.get(column.task) for column in table.columns]
         num_seeds = sorted({len(cell.runs) for cell in cells if cell is not None})
-        label = Text(text=row.label, marks=notes.mark(f"Protocol {row.protocol}."))
+        label = Text(text=row.label, marks=notes.mark(_protocol(row)))
         texts, under = [], []
         for cell in cells:
             texts.append(Text(text=NONE) if cell is None else _figure(cell, num_seeds[-1], notes))
@@ -199,6 +199,11 @@ def _our_rows(table: Table, notes: _Notes) -> Iterator[SheetRow]:
         yield SheetRow(cells=(label, *texts), under=(about, *under))
     floors = [_floor(table.floor(column.task), column.kind) for column in table.columns]
     yield SheetRow(cells=(Text(text="floor", marks=notes.mark(_FLOOR)), *floors))
+
+
+def _protocol(row: Row) -> str:
+    """What the row was trained under, and where its cache was made otherwise."""
+    return f"Protocol {row.protocol}{'; ' * bool(row.extraction)}{row.extraction or ''}."
 
 
 _FLOOR = "The most frequent class among the judged videos, or predicting zero."
@@ -253,7 +258,7 @@ _DETAILS = (
     "95 % interval",
     "right",
     "floor",
-    "best val",
+    "best-val",
     "last",
     "coverage",
     "unseen in training",
@@ -280,7 +285,7 @@ def details_sheet(table: Table) -> Sheet:
             "of the seeds' spread.",
             "Unseen in training: the videos whose group (LVU: the movie) has no training video, "
             "with their own floor.",
-            "Best val, last: the weights of the best validation epoch, and of the last epoch.",
+            "Best-val, last: the weights of the best validation epoch, and of the last epoch.",
         ),
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ...store.errors import Vis4merError
 from ...store.tasks import TaskKind
+from ...store.wording import some_of
 from ..judging.statistics import PairedTest, paired_test
 from .collect import LeftOut, find_runs
 from .published import LVU_TASKS, PublishedGroup, published_groups
@@ -114,7 +115,7 @@ def build_report(paths: Sequence[Path]) -> Report:
     """The report of all runs at or below `paths`; Vis4merError when none of them is finished."""
     found = find_runs(paths)
     if not found.runs:
-        where = ", ".join(map(str, paths[:3])) + (", …" if len(paths) > 3 else "")
+        where = some_of([str(path) for path in paths], most=3)
         why = "; ".join(f"{each.path}: {each.reason}" for each in found.left_out[:3])
         raise Vis4merError(
             f"no finished run in {where}" + (f" ({why})" if why else "") + "; "

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...store.errors import CacheFormatError, Vis4merError
 from ...store.files import seal, unseal, write_atomic
+from ...store.wording import some_of
 
 _ABOUT = "vis4mer"
 
@@ -71,7 +72,7 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor], *, name: str) ->
     unexpected = sorted(tensors.keys() - expected.keys())
     if missing or unexpected:
         listed = "; ".join(
-            f"{kind} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if names[3:] else "")
+            f"{kind} {some_of(names, most=3)}"
             for kind, names in (("lacks", missing), ("has unknown", unexpected))
             if names
         )

@@ -41,9 +41,11 @@ from ...store.files import (
 )
 from ...store.spec import CacheSpec
 from ...store.tasks import TaskKind, TaskTable
+from ...store.wording import some_of
 from ..config import TrainConfig
 from ..data.plan import WindowPlan
 from ..decoders import Decoder, build_decoder
+from ..judging.metrics import read_kind
 from .checkpoints import load_model, read_checkpoint
 from .results import RUN_FORMAT, TrainResult, Weights
 from .runlog import EpochMetrics, MetricsLog
@@ -134,6 +136,7 @@ class RunAbout:
     def from_json(cls, data: Mapping[str, Any], *, name: str) -> RunAbout:
         """Read untrusted JSON; CacheFormatError names the file and the field."""
         spec = CacheSpec.from_json(f.mapping(data, "spec", name=name), name=name)
+        kind, classes = read_kind(data, name=name)
         counts = f.mapping(data, "num_videos", name=name)
         versions = f.mapping(data, "versions", name=name)
         try:
@@ -141,8 +144,8 @@ class RunAbout:
             about = cls(
                 train=train,
                 spec=spec,
-                kind=f.choice(data, "kind", get_args(TaskKind), name=name),
-                classes=f.texts(data, "classes", name=name),
+                kind=kind,
+                classes=classes,
                 num_videos={split: f.integer(counts, split, name=name) for split in counts},
                 data_sha256=f.text(data, "data_sha256", name=name),
                 versions={key: f.text(versions, key, name=name) for key in versions},
@@ -225,11 +228,21 @@ def open_run(path: str | Path) -> Run:
         raise UsageError(f"{folder}: no such directory; expected a run of `vis4mer train-decoder`")
     config = folder / "config.json"
     if not config.exists():
+        held = sorted(str(path.parent.relative_to(folder)) for path in _runs_below(folder))
         raise CacheFormatError(
             f"{folder} is no run directory (it has no config.json); "
-            "`vis4mer train-decoder --run` makes one"
+            + (
+                f"it holds {len(held)} runs: name one, such as {folder / held[0]}"
+                if held
+                else "`vis4mer train-decoder --run` makes one"
+            )
         )
     return Run(path=folder, about=RunAbout.from_json(_read(config, "run"), name=str(config)))
+
+
+def _runs_below(folder: Path) -> list[Path]:
+    """The configs of runs that several tasks or seeds, or a sweep, have left in a folder."""
+    return [*folder.glob("*/config.json"), *folder.glob("*/seed*/config.json")]
 
 
 def load_decoder(path: str | Path, which: Which = "selected") -> Decoder:
@@ -312,6 +325,4 @@ def _imported(data: Mapping[str, Any], name: str) -> ImportedWeights | None:
 def _described(kind: TaskKind, classes: tuple[str, ...]) -> str:
     if kind == "regression":
         return "a regression"
-    return (
-        f"a choice of {len(classes)} classes ({', '.join(classes[:5])}{', …' * (len(classes) > 5)})"
-    )
+    return f"a choice of {len(classes)} classes ({some_of(classes)})"

@@ -7,30 +7,35 @@ Each is an ordinary run directory.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...store.errors import UsageError
 from ...store.keys import task_path
 from ...store.tasks import Split, TaskKind
 from ..config import TrainConfig
+from ..judging.statistics import SeedStatistics
 from ..runs.results import TrainResult, Weights
 from .side_by_side import Outcome
+
+MOST_SEEDS = 1000
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     """`5` as 0 … 4, and `0,3,7` as these three. UsageError for anything else."""
     parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise UsageError(f"--seeds {text}: expected a number such as 5, or seeds such as 0,3,7")
+    if not all(re.fullmatch(r"\s*[0-9]{1,19}\s*", part) for part in parts):
+        raise UsageError(f"--seeds {text:.40}: expected a number such as 5, or seeds such as 0,3,7")
     numbers = [int(part) for part in parts]
     if len(numbers) == 1:
-        if numbers[0] < 1:
-            raise UsageError(f"--seeds {text}: expected at least 1")
+        if not 1 <= numbers[0] <= MOST_SEEDS:
+            raise UsageError(
+                f"--seeds {text}: a number of runs, expected 1 to {MOST_SEEDS}; "
+                f"one seed is --seed {text}"
+            )
         return tuple(range(numbers[0]))
     if len(set(numbers)) < len(numbers):
         raise UsageError(f"--seeds {text}: a seed stands there twice")
@@ -98,8 +103,10 @@ class OverSeeds:
     """One task under one choice of weights, over its runs: test, or validation where there is no
     test split.
 
-    scores: by run, accuracies or squared errors. correct, totals: k and N by run; correct is None
-    for regression. floor: of the first run; the same for all, since all are judged on one cache.
+    figure: accuracy or squared error. correct, totals: k and N by run; correct is None for
+    regression. listed: the videos of the split, readable or not. unseen: over the judged videos
+    whose group was not trained on, of which there are num_unseen; None for none. floor, listed and
+    num_unseen are the first run's, and the same for all, since all are judged on one cache.
     """
 
     task: str
@@ -107,22 +114,20 @@ class OverSeeds:
     split: Split
     weights: Weights
     seeds: tuple[int, ...]
-    scores: tuple[float, ...]
+    figure: SeedStatistics
     correct: tuple[int, ...] | None
     totals: tuple[int, ...]
+    listed: int
+    num_unseen: int
+    unseen: SeedStatistics | None
     floor: float
 
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.scores))
-
-    @property
-    def std(self) -> float | None:
-        """Of a sample (n - 1); None for one run."""
-        return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else None
-
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "mean": self.mean, "std": self.std}
+        return {
+            **asdict(self),
+            "figure": self.figure.to_json(),
+            "unseen": self.unseen and self.unseen.to_json(),
+        }
 
 
 def over_seeds(outcomes: Sequence[Outcome]) -> list[OverSeeds]:
@@ -147,17 +152,20 @@ def _over_seeds(
     usable = [(seed, result) for seed, result in results if result is not None and result.total]
     if not usable:
         return None
-    first = usable[0][1]
+    judgements = [result for _, result in usable]
+    regression = judgements[0].kind == "regression"
+    first, unseen = judgements[0], [result.unseen for result in judgements]
     return OverSeeds(
         task=task,
         kind=first.kind,
         split=first.split,
         weights=weights,
         seeds=tuple(seed for seed, _ in usable),
-        scores=tuple(abs(result.score) for _, result in usable),
-        correct=None
-        if first.kind == "regression"
-        else tuple(result.correct for _, result in usable),
-        totals=tuple(result.total for _, result in usable),
+        figure=SeedStatistics.of([result.figure for result in judgements]),
+        correct=None if regression else tuple(result.correct for result in judgements),
+        totals=tuple(result.total for result in judgements),
+        listed=first.coverage.total,
+        num_unseen=unseen[0].total,
+        unseen=SeedStatistics.of([result.figure for result in unseen]) if unseen[0].total else None,
         floor=first.floor,
     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from ...store.cache import Cache
 from ...store.errors import EntryNotFoundError, Vis4merError
-from ...store.tasks import Split, TaskTable
+from ...store.spec import Sampling
+from ...store.tasks import Split, TaskTable, in_several_splits
+from ...store.wording import some_of
 from ..config import TrainConfig
 from ..data.plan import SplitSamples
-from .protocols import departure_note, extraction_note
-
-_SHOWN = 5
+from .departures import departure_note
+from .protocols import extraction_note
 
 
 def run_notes(
@@ -22,10 +23,10 @@ def run_notes(
     protocol = config.protocol
     about_protocol = (
         extraction_note(protocol, cache.spec),
-        departure_note(protocol, config.to_json()),
+        departure_note(config.to_json()),
     )
     return (
-        *_data_notes(table, splits),
+        *_data_notes(table, splits, cache.spec.sampling),
         *_overlong(cache, table),
         *_split_notes(splits, config),
         *(note for note in about_protocol if note is not None),
@@ -41,7 +42,9 @@ def _require_training(table: TaskTable, train: SplitSamples) -> None:
         )
 
 
-def _data_notes(table: TaskTable, splits: Mapping[Split, SplitSamples]) -> Iterator[str]:
+def _data_notes(
+    table: TaskTable, splits: Mapping[Split, SplitSamples], sampling: Sampling
+) -> Iterator[str]:
     for split, chosen in splits.items():
         if not chosen.coverage.complete:
             yield f"the cache covers {chosen.coverage.describe(split)}"
@@ -49,11 +52,8 @@ def _data_notes(table: TaskTable, splits: Mapping[Split, SplitSamples]) -> Itera
     unseen = [name for i, name in enumerate(table.classes) if i not in seen]
     if unseen:
         yield f"never seen in training: class {', '.join(unseen)}"
-    where: dict[str, set[Split]] = {}
-    for row in table.rows:
-        where.setdefault(row.id, set()).add(row.split)
-    if twice := sorted(entry_id for entry_id, found in where.items() if len(found) > 1):
-        yield f"in more than one split: {_some(twice)}"
+    if twice := sorted(in_several_splits(table.rows, sampling=sampling)):
+        yield f"in more than one split: {some_of(twice)}"
 
 
 def _overlong(cache: Cache, table: TaskTable) -> Iterator[str]:
@@ -72,7 +72,7 @@ def _overlong(cache: Cache, table: TaskTable) -> Iterator[str]:
         if row.end_seconds > duration + frame_seconds:
             found[row.id] = None
     if found:
-        yield f"the labels speak of more than the video holds: {_some(list(found))}"
+        yield f"the labels speak of more than the video holds: {some_of(list(found))}"
 
 
 def _split_notes(splits: Mapping[Split, SplitSamples], config: TrainConfig) -> Iterator[str]:
@@ -85,8 +85,3 @@ def _split_notes(splits: Mapping[Split, SplitSamples], config: TrainConfig) -> I
         yield "there is no validation split, so the last epoch is selected"
     if not splits["test"].samples:
         yield "there is no test split to judge"
-
-
-def _some(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-    return ", ".join(ids[:_SHOWN]) + more

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ...store.tasks import TaskKind
 from ..runs.runlog import EpochMetrics
 
 Phase = Literal["train", "validate", "evaluate"]
@@ -17,8 +18,8 @@ class TrainProgress:
     """Where training is, for whoever shows it.
 
     epoch: the one in hand, from 1. done, total: steps of the epoch over all runs while training,
-    videos while judging. finished: set once when `run` has committed an epoch. note: something to
-    tell once, of `run`. runs: how many train in this pass.
+    videos while judging. finished: set once when `run`, whose task is of this `kind`, has committed
+    an epoch. note: something to tell once, of `run`. runs: how many train in this pass.
     """
 
     phase: Phase
@@ -27,6 +28,7 @@ class TrainProgress:
     done: int = 0
     total: int = 0
     finished: EpochMetrics | None = None
+    kind: TaskKind = "classification"
     note: str | None = None
     run: Path | None = None
     runs: int = 1

@@ -20,7 +20,7 @@ from typing import Any
 
 from ...store.cache import Cache
 from ...store.errors import Vis4merError
-from ...store.tasks import Split
+from ...store.tasks import Split, TaskKind
 from ..data.loader import LabelledBatch
 from ..data.sharing import SharedEpoch
 from ..judging.judge import Candidate, Verdict, judge_all
@@ -133,7 +133,8 @@ class Pass:
                 judged_seconds=(now - judging) / len(trainees),
             )
             if finished:
-                self._tell("validate", number, finished=finished, run=trainee.directory.path)
+                kind, run = trainee.job.table.kind, trainee.directory.path
+                self._tell("validate", number, finished=finished, kind=kind, run=run)
 
     def _batches(
         self, trainees: Sequence[Trainee], epoch: int
@@ -235,6 +236,7 @@ class Pass:
         done: int = 0,
         total: int = 0,
         finished: EpochMetrics | None = None,
+        kind: TaskKind = "classification",
         note: str | None = None,
         run: Path | None = None,
     ) -> None:
@@ -246,6 +248,7 @@ class Pass:
                 done=done,
                 total=total,
                 finished=finished,
+                kind=kind,
                 note=note,
                 run=run,
                 runs=len(self._jobs),

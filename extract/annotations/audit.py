@@ -2,7 +2,7 @@
 
 From the annotations alone: sizes of splits and classes, the floor that a result has to beat, and
 what leaks from training to test. With what was found of the files (see `check`): what is missing,
-broken, too short, or of another length than the annotation says.
+undecodable, too short, or of another length than the annotation says.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from ...store.tasks import SPLITS, Split, TaskKind, TaskRow, TaskTable
-from .base import Annotations, ids_in_two_splits
+from ...store.tasks import SPLITS, Split, TaskKind, TaskRow, TaskTable, in_several_splits
+from .base import Annotations
+from .ends import LabelBeyond, labels_beyond
+
+Cause = Literal["missing", "undecodable", "label"]
 
 SHORTER_SECONDS = 2.0
 """A file that lacks more than this of what the annotation speaks of is not the whole video."""
@@ -41,8 +45,9 @@ class FoundFile:
 class SplitAudit:
     """One split of one task, counted in videos; class_counts in rows, none for a regression.
 
-    short: at least one row speaks of less than a window, as far as durations are known. The four
-    figures of files are None when no files were looked at.
+    present: with a file, which can be decoded where it was opened. short: at least one row speaks of
+    less than a window, as far as durations are known; None where no window was given. The figures
+    of files are None when no files were looked at.
     """
 
     split: Split
@@ -50,28 +55,29 @@ class SplitAudit:
     present: int | None
     missing: int | None
     undecodable: int | None
-    short: int
+    short: int | None
     class_counts: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskAudit:
-    """One task. floor: the share of the most frequent class among its test rows, or the MSE of
+    """One task. labels: what they are, such as `3 classes`. floor: the share of the most frequent class among its test rows, or the MSE of
     predicting zero there; None without test rows.
 
     untrained, untested: classes without a training or test row. in_two_splits: videos. leaking:
-    test videos whose group has a training video; None where rows name no groups.
+    test videos that training has seen themselves, or others of their group.
     """
 
     task: str
     kind: TaskKind
+    labels: str
     classes: tuple[str, ...]
     splits: tuple[SplitAudit, ...]
     floor: float | None
     untrained: tuple[str, ...]
     untested: tuple[str, ...]
     in_two_splits: tuple[str, ...]
-    leaking: tuple[str, ...] | None
+    leaking: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +110,13 @@ class LengthAudit:
 
 @dataclass(frozen=True, kw_only=True)
 class LostVideo:
-    """A video that cannot be used, and where it is wanted. problem: `missing`, or why its file
-    cannot be decoded."""
+    """A video that cannot be used, and where it is wanted. cause, in a word, and problem: `missing`, why its file is
+    undecodable, or that all its labels start after its end."""
 
     id: str
     tasks: tuple[str, ...]
     splits: tuple[Split, ...]
+    cause: Cause
     problem: str
 
 
@@ -118,19 +125,22 @@ class Audit:
     """A dataset as it was found. seconds: annotated, of the videos whose length is stated.
 
     looked: whether files were looked for; opened: how many were. split_changes: videos whose split
-    differs between tasks. lost: what is missing or broken, in the order of the annotations.
+    differs between tasks. beyond: labels that their file does not hold, but for whole videos, whose
+    lengths are compared already. lost: what is missing or undecodable, or has no label that speaks
+    of anything in it, in the order of the annotations.
     """
 
     dataset: str
     videos: int
     seconds: float
-    window_seconds: float
+    window_seconds: float | None
     looked: bool
     opened: int
     usable: int
     tasks: tuple[TaskAudit, ...]
     lengths: LengthAudit
     split_changes: tuple[str, ...]
+    beyond: tuple[LabelBeyond, ...]
     lost: tuple[LostVideo, ...]
     notes: tuple[str, ...]
 
@@ -139,11 +149,13 @@ def audit_annotations(
     annotations: Annotations,
     files: Mapping[str, FoundFile] | None,
     *,
-    window_seconds: float = 60.0,
+    window_seconds: float | None = 60.0,
 ) -> Audit:
     """All figures. files: id → what was found of every video; None when nobody looked."""
     ids = annotations.ids
     lengths = _file_seconds(files or {})
+    beyond = labels_beyond(annotations.tables, lengths)
+    lost = tuple(_lost(annotations, files or {}, beyond))
     return Audit(
         dataset=annotations.dataset,
         videos=len(ids),
@@ -151,14 +163,15 @@ def audit_annotations(
         window_seconds=window_seconds,
         looked=files is not None,
         opened=sum(f.duration_seconds is not None or bool(f.failure) for f in _values(files)),
-        usable=sum(f.usable for f in _values(files)),
+        usable=len(files) - len(lost) if files is not None else 0,
         tasks=tuple(
             _task_audit(table, files, _Extents(annotations.durations, lengths), window_seconds)
             for table in annotations.tables
         ),
         lengths=_length_audit(_compared(annotations, lengths)),
         split_changes=tuple(_split_changes(annotations.tables)),
-        lost=tuple(_lost(annotations, files or {})),
+        beyond=tuple(each for each in beyond if not _is_whole(each, annotations.durations)),
+        lost=lost,
         notes=annotations.notes,
     )
 
@@ -193,7 +206,7 @@ def _task_audit(
     table: TaskTable,
     files: Mapping[str, FoundFile] | None,
     extents: _Extents,
-    window_seconds: float,
+    window_seconds: float | None,
 ) -> TaskAudit:
     splits = [
         _split_audit(table, split, files, extents, window_seconds)
@@ -204,13 +217,14 @@ def _task_audit(
     return TaskAudit(
         task=table.task,
         kind=table.kind,
+        labels=table.describe_labels(),
         classes=table.classes,
         splits=tuple(splits),
         floor=_floor(table),
         untrained=_without_rows(table, counts.get("train")),
         untested=_without_rows(table, counts.get("test")),
-        in_two_splits=tuple(ids_in_two_splits(table.rows)),
-        leaking=_leaking(table),
+        in_two_splits=in_several_splits(table.rows),
+        leaking=table.leaking(),
     )
 
 
@@ -219,25 +233,25 @@ def _split_audit(
     split: Split,
     files: Mapping[str, FoundFile] | None,
     extents: _Extents,
-    window_seconds: float,
+    window_seconds: float | None,
 ) -> SplitAudit:
     rows = table.split(split)
     ids = {row.id for row in rows}
     short = {
         row.id
         for row in rows
-        if (seconds := extents.seconds(row)) is not None and seconds < window_seconds
+        if (seconds := extents.seconds(row)) is not None and seconds < (window_seconds or 0.0)
     }
     found = [files[video_id] for video_id in ids] if files is not None else None
-    present = None if found is None else sum(f.path is not None for f in found)
+    missing = None if found is None else sum(f.path is None for f in found)
     labels = Counter(int(row.label) for row in rows) if table.classes else Counter()
     return SplitAudit(
         split=split,
         videos=len(ids),
-        present=present,
-        missing=None if present is None else len(ids) - present,
+        present=None if found is None else sum(f.usable for f in found),
+        missing=missing,
         undecodable=None if found is None else sum(f.failure is not None for f in found),
-        short=len(short),
+        short=None if window_seconds is None else len(short),
         class_counts=tuple(labels[index] for index in range(len(table.classes))),
     )
 
@@ -258,19 +272,15 @@ def _without_rows(table: TaskTable, counts: tuple[int, ...] | None) -> tuple[str
     return tuple(name for name, count in zip(table.classes, counts, strict=True) if not count)
 
 
-def _leaking(table: TaskTable) -> tuple[str, ...] | None:
-    if all(row.group is None for row in table.rows):
-        return None
-    trained = {row.group for row in table.split("train")} - {None}
-    return tuple(dict.fromkeys(row.id for row in table.split("test") if row.group in trained))
-
-
 def _split_changes(tables: Iterable[TaskTable]) -> Iterator[str]:
-    splits: dict[str, set[Split]] = {}
+    """Videos that one task has in other splits than another task."""
+    splits: dict[str, dict[str, set[Split]]] = {}
     for table in tables:
         for row in table.rows:
-            splits.setdefault(row.id, set()).add(row.split)
-    yield from (video_id for video_id, found in splits.items() if len(found) > 1)
+            splits.setdefault(row.id, {}).setdefault(table.task, set()).add(row.split)
+    for video_id, of_task in splits.items():
+        if len(set(map(frozenset, of_task.values()))) > 1:
+            yield video_id
 
 
 def _compared(annotations: Annotations, in_file: Mapping[str, float]) -> list[LengthDifference]:
@@ -295,17 +305,33 @@ def _length_audit(compared: list[LengthDifference]) -> LengthAudit:
     )
 
 
-def _lost(annotations: Annotations, files: Mapping[str, FoundFile]) -> Iterator[LostVideo]:
-    wanted: dict[str, list[tuple[str, Split]]] = {}
+def _is_whole(label: LabelBeyond, durations: Mapping[str, float]) -> bool:
+    """Does the label speak of the whole video, as long as it is annotated to be?"""
+    return not label.start_seconds and label.end_seconds == durations.get(label.id)
+
+
+def _lost(
+    annotations: Annotations, files: Mapping[str, FoundFile], beyond: Iterable[LabelBeyond]
+) -> Iterator[LostVideo]:
+    wanted: dict[str, list[tuple[str, TaskRow]]] = {}
     for table in annotations.tables:
         for row in table.rows:
-            wanted.setdefault(row.id, []).append((table.task, row.split))
+            wanted.setdefault(row.id, []).append((table.task, row))
+    empty = {(each.id, each.start_seconds): each for each in beyond if each.unusable}
     for video_id, places in wanted.items():
         found = files.get(video_id)
-        if found is not None and not found.usable:
+        if found is None:
+            continue
+        cause: Cause = "undecodable" if found.failure else "missing"
+        problem = found.failure or (None if found.path is not None else "missing")
+        unusable = [empty.get((video_id, row.start_seconds or 0.0)) for _, row in places]
+        if problem is None and unusable[0] is not None and all(unusable):
+            cause, problem = "label", unusable[0].describe().removeprefix(f"{video_id}: ")
+        if problem is not None:
             yield LostVideo(
                 id=video_id,
                 tasks=tuple(dict.fromkeys(task for task, _ in places)),
-                splits=tuple(dict.fromkeys(split for _, split in places)),
-                problem=found.failure or "missing",
+                splits=tuple(dict.fromkeys(row.split for _, row in places)),
+                cause=cause,
+                problem=problem,
             )

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ...store.errors import UsageError
-from ...store.tasks import Split, TaskRow, TaskTable
+from ...store.tasks import Split, TaskRow, TaskTable, in_several_splits
+from ...store.wording import counted, some_of
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -124,38 +125,24 @@ def settle_rows(placed: Iterable[PlacedRow], *, task: str) -> tuple[tuple[TaskRo
     notes = []
     if repeated:
         notes.append(
-            f"{counted(len(repeated), 'row')} of {task} dropped as repeated: {_few(repeated)}"
+            f"{counted(len(repeated), 'row')} of {task} dropped as repeated: "
+            f"{some_of(repeated, most=3)}"
         )
-    if doubled := ids_in_two_splits(rows):
+    if doubled := in_several_splits(rows):
         notes.append(
             f"{counted(len(doubled), 'video')} of {task} in more than one split, kept in each "
-            f"although it leaks: {_few(doubled)}"
+            f"although it leaks: {some_of(doubled, most=3)}"
         )
     return rows, notes
 
 
-def ids_in_two_splits(rows: Iterable[TaskRow]) -> list[str]:
-    """Videos that more than one split of a task names."""
-    splits: dict[str, set[Split]] = {}
-    for row in rows:
-        splits.setdefault(row.id, set()).add(row.split)
-    return [video_id for video_id, found in splits.items() if len(found) > 1]
-
-
 def note_of(what: str, ids: Sequence[str]) -> list[str]:
-    """No note when there are no ids, else one: how many, what, and a few of them."""
-    return [f"{counted(len(ids), what)}: {_few(ids)}"] if ids else []
+    """No note when there are no ids, else one: how many, what, and a few of them.
 
-
-def counted(count: int, what: str) -> str:
-    """`1 row of genre` or `1,234 rows of genre`: the first word of `what` is what is counted."""
+    The first word of `what` is what is counted: `row of genre` becomes `3 rows of genre`.
+    """
     noun, space, rest = what.partition(" ")
-    return f"{count:,} {noun}{'' if count == 1 else 's'}{space}{rest}"
-
-
-def _few(names: Sequence[str], *, shown: int = 3) -> str:
-    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+    return [f"{counted(len(ids), noun)}{space}{rest}: {some_of(ids, most=3)}"] if ids else []
 
 
 def _line_of(where: str) -> str:

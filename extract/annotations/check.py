@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from ...store.errors import UsageError
 from ...store.files import write_atomic
+from ...store.wording import describe_error, inert_cell
 from ..readers.base import Reader, VideoError
 from ..sampling import Spread
 from ..stages.cores import usable_cores
-from ..wording import describe_error
 from .audit import Audit, FoundFile, LostVideo, audit_annotations
 from .base import Annotations
 from .index import VideoIndex
@@ -25,9 +27,11 @@ from .presets import PRESETS, find_preset, preset_paths, require_path
 from .table import read_table
 
 _FIRST_FRAME = Spread(fps=1.0, seconds=1.0)  # one moment, at the very beginning
+WINDOW_SECONDS = 60.0
 OnFile = Callable[[int, int], None]  # files done, files in all
 _WATCH_PAGE = "https://www.youtube.com/watch?v="
-_ON_YOUTUBE = ("lvu", "coin")  # whose ids are YouTube's
+_YOUTUBE_ID = re.compile(r"[\w-]{11}", re.ASCII)
+ON_YOUTUBE = ("lvu", "coin")  # whose ids are YouTube's
 
 
 def check_dataset(
@@ -36,7 +40,7 @@ def check_dataset(
     annotations: str | Path | None = None,
     videos: str | Path | None = None,
     reader: Reader | None,
-    window_seconds: float = 60.0,
+    window_seconds: float | None = None,
     workers: int | None = None,
     on_file: OnFile | None = None,
 ) -> Audit:
@@ -44,12 +48,16 @@ def check_dataset(
 
     annotations, videos: as for extraction; without a folder of videos a preset's annotations are
     judged alone. reader: opens every file there is; None only looks whether they are there.
-    window_seconds: what is shorter is counted. workers: files opened at once. on_file: called
+    window_seconds: what is shorter is counted, by default a minute, and nothing for a preset that
+    is sampled in segments, however long its videos are. workers: files opened at once. on_file: called
     after each.
 
     Raises UsageError for annotations that cannot be understood.
     """
-    if not window_seconds > 0:
+    preset = find_preset(dataset)
+    if window_seconds is None and (preset is None or preset.segments is None):
+        window_seconds = WINDOW_SECONDS
+    if window_seconds is not None and not 0 < window_seconds < math.inf:
         raise UsageError(f"--window {window_seconds:g}: expected seconds above 0")
     read, paths = _read(dataset, annotations=annotations, videos=videos)
     if paths is None:
@@ -99,7 +107,9 @@ def open_file(path: Path, reader: Reader) -> FoundFile:
 def write_missing(path: str | Path, audit: Audit) -> None:
     """A CSV of the videos that cannot be used: id,tasks,splits,url,problem, one line each.
 
-    UsageError when nobody looked for files.
+    Programs look videos up by the id, so it stands as it is, even where it begins like a formula
+    (YouTube's may: -e6lEsIUf3U); every other cell is one that no spreadsheet computes. url: only of
+    what can be YouTube's. UsageError when nobody looked for files.
     """
     if not audit.looked:
         raise UsageError(
@@ -114,8 +124,10 @@ def write_missing(path: str | Path, audit: Audit) -> None:
 
 
 def _missing_row(dataset: str, lost: LostVideo) -> Sequence[str]:
-    url = f"{_WATCH_PAGE}{lost.id}" if dataset in _ON_YOUTUBE else ""
-    return (lost.id, " ".join(lost.tasks), " ".join(lost.splits), url, lost.problem)
+    known = dataset in ON_YOUTUBE and _YOUTUBE_ID.fullmatch(lost.id)
+    url = f"{_WATCH_PAGE}{lost.id}" if known else ""
+    tasks, splits = " ".join(lost.tasks), " ".join(lost.splits)
+    return (lost.id, *map(inert_cell, (tasks, splits, url, lost.problem)))
 
 
 def _read(

@@ -37,6 +37,7 @@ def read_coin(path: str | Path) -> Annotations:
     names: dict[int, str] = {}
     durations: dict[str, float] = {}
     without_crop: list[str] = []
+    beyond: list[str] = []
     other_names: list[str] = []
     for video_id, video in database.items():
         where = f"{file}, video {video_id!r}"
@@ -46,17 +47,22 @@ def read_coin(path: str | Path) -> Annotations:
             durations[video_id] = duration
         if row.end_seconds is None:
             without_crop.append(video_id)
+        elif duration is not None and 0 < duration < row.end_seconds:
+            beyond.append(video_id)
         if names.setdefault(index, name) != name:
             other_names.append(video_id)
+    classes, same_names = _class_names(names)
     table = TaskTable(
         dataset="coin",
         task="task",
         kind="classification",
-        classes=tuple(names.get(i) or str(i) for i in range(NUM_CLASSES)),
+        classes=classes,
         rows=tuple(rows),
     )
     notes = [
         *note_of("video without a crop that ends after it starts, taken whole", without_crop),
+        *note_of("video of a crop that ends after the video, cut at its end", beyond),
+        *same_names,
         *note_of("video of a class that others give another name", other_names),
         *note_of(
             "video known to be unusable",
@@ -66,9 +72,30 @@ def read_coin(path: str | Path) -> Annotations:
     return Annotations(dataset="coin", tables=(table,), durations=durations, notes=tuple(notes))
 
 
+def _class_names(names: Mapping[int, str]) -> tuple[tuple[str, ...], list[str]]:
+    """A name for every class number, the same ones told apart, and notes on them."""
+    numbers: dict[str, list[int]] = {}
+    for index in range(NUM_CLASSES):
+        numbers.setdefault(names.get(index) or str(index), []).append(index)
+    called = {
+        index: name if index == same[0] else f"{name} ({index})"
+        for name, same in numbers.items()
+        for index in same
+    }
+    notes = [
+        f"classes {' and '.join(map(str, same))} are both called {name!r}; those after the first "
+        "are told apart by their number"
+        for name, same in numbers.items()
+        if len(same) > 1
+    ]
+    return tuple(called[index] for index in range(NUM_CLASSES)), notes
+
+
 def _read_database(file: Path) -> dict[str, Any]:
     try:
-        content = parse_json(read_json_bytes(file, max_bytes=MAX_BYTES), name=str(file))
+        content = parse_json(
+            read_json_bytes(file, max_bytes=MAX_BYTES), name=str(file), unique=True
+        )
         database = f.mapping(content, "database", name=str(file))
     except FileNotFoundError as error:
         raise UsageError(
@@ -100,7 +127,7 @@ def _video(video_id: str, video: object, where: str) -> tuple[int, str, float | 
         )
     start, end = _crop(start, end)
     placed = placed_row(
-        where,
+        where.rpartition(", ")[0],  # its own error names the video
         video_id=video_id,
         split=_SUBSETS[subset],
         label=index,

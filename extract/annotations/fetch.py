@@ -21,15 +21,14 @@ from types import MappingProxyType
 from ...store.errors import UsageError, Vis4merError
 from ...store.files import write_atomic
 from ...store.tasks import SPLITS
-from ..wording import first_line
-from .lvu import NUM_CLASSES
+from ...store.wording import counted, first_line
+from .lvu import TASKS
 
 TIMEOUT_SECONDS = 30.0
 _BLOCK_BYTES = 1 << 16
 _MAX_MEMBERS = 10_000  # of an archive; more is no annotation set
 _MEGABYTE = 1 << 20
 
-_LVU_TASKS = (*NUM_CLASSES, "like_ratio", "view_count")
 # The decoder's authors published two things that the datasets' own pages lack: how long the LVU
 # videos are, and the split of Breakfast. Their repository is named at one commit.
 _VIS4MER = (
@@ -52,7 +51,7 @@ class Published:
     max_bytes: int = 64 * _MEGABYTE
 
 
-_LVU_MEMBERS = tuple(f"{task}/{split}.csv" for task in _LVU_TASKS for split in SPLITS)
+_LVU_MEMBERS = tuple(f"{task}/{split}.csv" for task in TASKS for split in SPLITS)
 
 PUBLISHED: Mapping[str, tuple[Published, ...]] = MappingProxyType(
     {
@@ -90,7 +89,12 @@ VIDEOS_ARE_AT: Mapping[str, str] = MappingProxyType(
 
 
 class FetchError(Vis4merError):
-    """Something could not be downloaded; the message says what to put where by hand."""
+    """Something could not be downloaded. by_hand: a line for each such file or archive, which says
+    why, from where it is to be had and where a person has to put it."""
+
+    def __init__(self, message: str, by_hand: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.by_hand = tuple(by_hand)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,16 +147,21 @@ def fetch_annotations(
             write_atomic(target / name, content)
         outcome.written.extend(download.files)
     if outcome.failed:
-        raise FetchError(_by_hand(dataset, target, outcome.failed))
+        raise _not_fetched(dataset, target, outcome.failed, of=len(published[dataset]))
     return Fetched(folder=target, written=tuple(outcome.written), kept=tuple(outcome.kept))
 
 
-def _by_hand(dataset: str, folder: Path, failed: Sequence[tuple[Published, str]]) -> str:
-    """One line: what failed, from where, and which files a person has to put where."""
-    causes = "; ".join(f"cannot fetch {download.url}: {reason}" for download, reason in failed)
-    wanted = "; ".join(_put(download, folder) for download, _ in failed)
+def _not_fetched(
+    dataset: str, folder: Path, failed: Sequence[tuple[Published, str]], *, of: int
+) -> FetchError:
+    """What failed, and what a person has to put where."""
+    number = f"{len(failed)} of {counted(of, 'download')}" if of > 1 else "the download"
     check = f"`vis4mer datasets check {dataset} --annotations {folder}`"
-    return f"{causes}; by hand: {wanted}; then {check} reads them"
+    return FetchError(
+        f"{number} of {dataset} failed ({failed[0][1]}); get by hand what the lines above name, "
+        f"then {check} reads it",
+        [f"{download.url}: {reason}; {_put(download, folder)}" for download, reason in failed],
+    )
 
 
 def _put(download: Published, folder: Path) -> str:
@@ -160,8 +169,8 @@ def _put(download: Published, folder: Path) -> str:
         return f"save it as {folder / download.files[0]}"
     top = PurePosixPath(download.files[0]).parts[0]
     first = PurePosixPath(download.files[0]).relative_to(top)
-    shown = f"{first} and {len(download.files) - 1} more"
-    return f"unpack the archive so that {folder / top} holds {shown}"
+    more = counted(len(download.files) - 1, "more file")
+    return f"unpack it so that {folder / top} holds {first} and {more}"
 
 
 def _download(download: Published, *, timeout_seconds: float) -> bytes:

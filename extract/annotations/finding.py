@@ -16,6 +16,8 @@ from pathlib import Path
 from ...store.errors import UsageError
 from ...store.spec import Sampling
 from ...store.tasks import Split, TaskRow, TaskTable, extent_id
+from ...store.wording import counted
+from ..sampling import moments_of
 from ..sources import VideoSource, resolve_sources, video_source
 from .base import Annotations, note_of
 from .index import VideoIndex
@@ -141,6 +143,13 @@ class _Part:
             return row.id
         return extent_id(row.id, row.start_seconds, row.end_seconds)
 
+    def require_extent(self, row: TaskRow) -> None:
+        """UsageError for a row whose part of the video this sampling cannot speak of."""
+        try:
+            moments_of(self.sampling, start_seconds=row.start_seconds, end_seconds=row.end_seconds)
+        except UsageError as error:
+            raise UsageError(f"video {row.id!r}: {error}") from error
+
     def source(self, entry_id: str, row: TaskRow, path: Path) -> VideoSource:
         """The video of a row, cut to its extent where sampling depends on it."""
         source = video_source(path, entry_id)
@@ -151,6 +160,8 @@ class _Part:
 
 def _request(read: Annotations, part: _Part, find: FindFile) -> Request:
     rows = part.rows(read)
+    for row in rows.values():
+        part.require_extent(row)
     paths = {entry_id: find(row.id) for entry_id, row in rows.items()}
     durations = {
         entry_id: read.durations[row.id]
@@ -178,16 +189,16 @@ def _of_preset(
     wanted = len(found.videos) + len(found.missing)
     if not found.videos and require_files:
         raise UsageError(
-            f"none of the {wanted:,} videos of {_named(read)} has a file below {index.folder} "
-            f"({index.num_files:,} videos there); expected names such as {found.missing[0]}.mp4 "
-            f"(`vis4mer datasets check {preset.name}` lists what is missing)"
+            f"none of {counted(wanted, 'video')} of {_named(read)} has a file below {index.folder} "
+            f"({counted(index.num_files, 'video')} there); expected names such as {found.missing[0]}.mp4 "
+            f"(`vis4mer datasets check {preset.name} --missing FILE.csv` lists what is missing)"
         )
     several = [row.id for row in part.rows(read).values() if len(index.candidates(row.id)) > 1]
     notes = note_of("id with several files, of which the largest is taken", several)
     if found.missing:
         notes.append(
-            f"{len(found.missing):,} of {wanted:,} videos have no file below {index.folder} "
-            f"(`vis4mer datasets check {preset.name}` lists them)"
+            f"{len(found.missing):,} of {counted(wanted, 'video')} without a file below {index.folder} "
+            f"(`vis4mer datasets check {preset.name} --missing FILE.csv` lists them)"
         )
     return replace(found, notes=(*found.notes, *notes))
 
@@ -226,7 +237,7 @@ def _only(videos: Sequence[VideoSource], ids: Collection[str]) -> tuple[VideoSou
     unknown = sorted(set(ids).difference(video.id for video in videos))
     if unknown:
         raise UsageError(
-            f"--ids: {unknown[0]!r} is none of the {len(videos):,} videos found, such as "
+            f"--ids: {unknown[0]!r} is not among {counted(len(videos), 'video')} found, such as "
             f"{videos[0].id!r}"
         )
     return tuple(video for video in videos if not ids or video.id in set(ids))

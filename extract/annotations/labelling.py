@@ -9,7 +9,8 @@ from pathlib import Path
 from ...store.cache import Cache, open_cache
 from ...store.errors import UsageError
 from ...store.tasks import TaskTable
-from .base import Annotations, counted
+from ...store.wording import counted
+from .base import Annotations
 from .finding import read_annotations
 from .index import NameIndex
 

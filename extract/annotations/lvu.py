@@ -53,7 +53,7 @@ _HEADERS: Mapping[str, tuple[str, ...]] = {
     "likes": ("like_count", "dislike_count", "youtube_id", "imdb_id"),
     "views": ("view_count", "youtube_id", "imdb_id"),
 }
-_TASKS: Mapping[str, _Header] = {
+TASKS: Mapping[str, _Header] = {
     **dict.fromkeys(NUM_CLASSES, "class"),
     "like_ratio": "likes",
     "view_count": "views",
@@ -76,10 +76,10 @@ def read_lvu(folder: str | Path) -> Annotations:
     Raises UsageError, with file and line, for what is not as described, and when no task is there.
     """
     root = _root(Path(folder))
-    present = [task for task in _TASKS if (root / task).is_dir()]
+    present = [task for task in TASKS if (root / task).is_dir()]
     notes = [
         f"task {task} is left out: there is no folder {root / task}"
-        for task in _TASKS
+        for task in TASKS
         if task not in present
     ]
     durations, found = _read_durations(root)
@@ -101,7 +101,7 @@ def read_lvu(folder: str | Path) -> Annotations:
 def _root(folder: Path) -> Path:
     """The folder of the task folders."""
     for root in (folder, folder / "lvu_1.0"):
-        if any((root / task).is_dir() for task in _TASKS):
+        if any((root / task).is_dir() for task in TASKS):
             return root
     raise UsageError(
         f"{folder} holds no LVU annotations; expected the folder lvu_1.0, with "
@@ -149,7 +149,7 @@ def _read_task(folder: Path, durations: Mapping[str, float]) -> tuple[TaskTable,
         if not path.is_file():
             notes.append(f"split {split} of {task} is left out: there is no file {path}")
             continue
-        for cells in _read_cells(path, _TASKS[task]):
+        for cells in _read_cells(path, TASKS[task]):
             label = _label(cells, task)
             if label is None:
                 unlabelled.append(cells.video_id)

@@ -11,11 +11,12 @@ alone.
 
 Paths are relative to the CSV, or to a folder given beside it. An `id` is a path below that folder,
 with or without its extension. Text and whole numbers are classes; one decimal number among numbers
-makes the task a regression. Knows nothing of what a video holds.
+makes the task a regression, and one among text is refused. Knows nothing of what a video holds.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from typing import Literal
 from ...store.errors import UsageError
 from ...store.keys import slug_name
 from ...store.tasks import TaskKind, TaskTable
+from ...store.wording import counted
 from ..sources import VideoSource, video_source
 from .base import SPLIT_NAMES, Annotations, PlacedRow, placed_row, settle_rows
 from .index import VideoIndex
@@ -73,7 +75,7 @@ def read_table(
         index = VideoIndex(folder) if folder.is_dir() else None
         sources = [_source_of_id(line, folder, index) for line in lines]
     labels = [_required(line, "label") for line in lines]
-    chosen = kind or _kind_of(labels)
+    chosen = kind or _kind_of(lines)
     classes = _classes(labels) if chosen == "classification" else ()
     index_of = {name: float(i) for i, name in enumerate(classes)}
     placed = [
@@ -141,11 +143,31 @@ def _is_whole(text: str) -> bool:
     return _WHOLE_PATTERN.fullmatch(text) is not None
 
 
-def _kind_of(labels: Iterable[str]) -> Literal["classification", "regression"]:
-    labels = list(labels)
-    numbers = all(number(label) is not None for label in labels)
-    decimal = not all(_is_whole(label) for label in labels)
-    return "regression" if numbers and decimal else "classification"
+def _kind_of(lines: Sequence[CsvLine]) -> Literal["classification", "regression"]:
+    """What the labels are. UsageError where they look like numbers and one of them is none: a
+    slip of the pen must not make classes of a regression."""
+    labels = [line.values["label"] for line in lines]
+    others = [line for line in lines if number(line.values["label"]) is None]
+    decimal = any(not _is_whole(label) and number(label) is not None for label in labels)
+    if not others:
+        return "regression" if decimal else "classification"
+    endless = [line for line in others if _is_endless(line.values["label"])]
+    if decimal or (endless and len(others) < len(lines)) or len(endless) == len(lines):
+        wrong = (endless or others)[0]
+        raise UsageError(
+            f"{wrong.where}: label {wrong.values['label']!r} is no finite number, and "
+            f"{len(lines) - len(others)} of {counted(len(lines), 'label')} are; write text for "
+            "all classes, or mend the line"
+        )
+    return "classification"
+
+
+def _is_endless(text: str) -> bool:
+    """Does it read as a number, and is not a finite one: nan, inf, 1e999?"""
+    try:
+        return not math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _classes(labels: Iterable[str]) -> tuple[str, ...]:

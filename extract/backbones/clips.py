@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ...store.errors import UsageError, Vis4merError
 from ...store.spec import Preprocess
-from ..wording import describe_error
+from ...store.wording import describe_error
 from .plugins import PluginBackbone
 from .torchvision_shim import prepare_torchvision
 from .weights import WEIGHTS_HELP, load_state, load_weights_file, random_seed

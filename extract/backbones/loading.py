@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
@@ -27,19 +27,28 @@ from torch import Tensor, nn
 
 from ...store.errors import UsageError, Vis4merError
 from ...store.spec import CacheSpec, ComputeDtype, Preprocess, Sampling, StoredDtype
-from ..wording import first_line
+from ...store.wording import first_line
 from .clips import is_clip_backbone, load_clip_backbone
-from .plugins import PluginBackbone, load_plugin
+from .plugins import PluginBackbone, is_plugin, load_plugin
 from .preprocess import normalise
 from .timm_models import load_timm
 from .weights import hash_weights, random_seed
 
-__all__ = ["Backbone", "PluginBackbone", "Tokens", "cache_spec", "load_backbone"]
+__all__ = [
+    "Backbone",
+    "PluginBackbone",
+    "Tokens",
+    "cache_spec",
+    "load_backbone",
+    "shape_of_backbone",
+]
 
 _TORCH_DTYPES: dict[ComputeDtype, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
 }
+_DEVICE_PATTERN = re.compile(r"(?:cpu|cuda|mps|xpu)(?::[0-9]{1,4})?")
+_NOT_LOADED = "0" * 64  # in the place of a fingerprint of weights
 _NAME_PATTERN = re.compile(r"(?P<name>[^@]+)(?:@(?P<height>\d{1,4})(?:x(?P<width>\d{1,4}))?)?")
 
 
@@ -117,30 +126,60 @@ def load_backbone(
     be reached. Only `hub` uses the network.
     """
     chosen = _device(device)
-    dtype = compute_dtype or ("float32" if chosen.type == "cpu" else "bfloat16")
-    if dtype not in get_args(ComputeDtype):
-        raise UsageError(f"compute dtype {dtype!r}: expected {' or '.join(get_args(ComputeDtype))}")
+    dtype = _compute_dtype(compute_dtype, chosen)
+    loaded, full_name = _load(name, weights)
+    digest = hash_weights(loaded.module)
+    module = loaded.module.eval().requires_grad_(False).to(chosen)
+    kind = weights if weights == "hub" or random_seed(weights) is not None else "file"
+    return _backbone(replace(loaded, module=module), full_name, kind, digest, chosen, dtype)
+
+
+def shape_of_backbone(name: str, *, compute_dtype: ComputeDtype | None = None) -> Backbone:
+    """A backbone without numbers, which cannot encode: its full name, its shapes and its
+    preprocessing, at once however large it is and without a download.
+
+    Not for a plug-in, whose own function alone knows. UsageError as `load_backbone`.
+    """
+    if is_plugin(name):
+        raise ValueError(f"{name} is a plug-in, which has to be loaded")
+    dtype = _compute_dtype(compute_dtype, torch.device("cpu"))
+    nowhere = torch.device("meta")  # tensors there have a shape and nothing else
+    with nowhere:
+        loaded, full_name = _load(name, "random:0")
+    return _backbone(loaded, full_name, "random:0", _NOT_LOADED, nowhere, dtype)
+
+
+def _load(name: str, weights: str) -> tuple[PluginBackbone, str]:
+    """What a name stands for, and the name in full."""
     base, size = _split_name(name)
-    if ":" in base:
+    if is_plugin(base):
         loaded, full_name = load_plugin(base, weights, size), base
     elif is_clip_backbone(base):
         loaded, full_name = load_clip_backbone(base, weights, size)
     else:
         loaded, full_name = load_timm(base, weights, size)
-    kind = weights if weights == "hub" or random_seed(weights) is not None else "file"
-    digest = hash_weights(loaded.module)
-    module = loaded.module.eval().requires_grad_(False).to(chosen)
+    return loaded, full_name + name[len(base) :]
+
+
+def _backbone(
+    loaded: PluginBackbone,
+    name: str,
+    weights: str,
+    digest: str,
+    device: torch.device,
+    compute_dtype: ComputeDtype,
+) -> Backbone:
     return Backbone(
-        name=full_name + name[len(base) :],
-        module=module,
+        name=name,
+        module=loaded.module,
         grid=loaded.grid,
         num_prefix=loaded.num_prefix,
         dim=loaded.dim,
         preprocess=loaded.preprocess,
-        weights=kind,
+        weights=weights,
         weights_sha256=digest,
-        device=chosen,
-        compute_dtype=dtype,
+        device=device,
+        compute_dtype=compute_dtype,
         clip_frames=loaded.clip_frames,
     )
 
@@ -207,9 +246,18 @@ def _split_name(name: str) -> tuple[str, tuple[int, int] | None]:
     return match["name"], size
 
 
+def _compute_dtype(asked: ComputeDtype | None, device: torch.device) -> ComputeDtype:
+    dtype = asked or ("float32" if device.type == "cpu" else "bfloat16")
+    if dtype not in get_args(ComputeDtype):
+        raise UsageError(f"compute dtype {dtype!r}: expected {' or '.join(get_args(ComputeDtype))}")
+    return dtype
+
+
 def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not _DEVICE_PATTERN.fullmatch(device):  # torch would list twenty kinds
+        raise UsageError(f"device {device!r}: expected auto, cpu, cuda, cuda:N or mps")
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ...store.errors import UsageError
+from ...store.errors import UsageError, Vis4merError
 from ...store.spec import Preprocess
-from ..wording import first_line
+from ...store.wording import describe_error, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,16 @@ class PluginBackbone:
             raise UsageError(f"a backbone sees at least 1 frame at once, got {self.clip_frames}")
 
 
+def is_plugin(name: str) -> bool:
+    """Whether a backbone's name, with or without a size, is that of a plug-in."""
+    return ":" in name.partition("@")[0]
+
+
 def load_plugin(name: str, weights: str, size: tuple[int, int] | None) -> PluginBackbone:
-    """Import `module:function` and call it."""
+    """Import `module:function` and call it.
+
+    UsageError when that is not possible, Vis4merError when the function itself fails.
+    """
     module_name, _, function_name = name.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
@@ -47,7 +55,15 @@ def load_plugin(name: str, weights: str, size: tuple[int, int] | None) -> Plugin
             f"backbone plug-in {name!r} cannot be imported ({first_line(error)}); expected "
             "module:function with the module on PYTHONPATH"
         ) from error
-    loaded = function(weights, size)
+    try:
+        loaded = function(weights, size)
+    except (UsageError, Vis4merError):  # it says itself what is wrong
+        raise
+    except Exception as error:  # somebody else's code may raise anything; it is theirs, not ours
+        raise Vis4merError(
+            f"backbone plug-in {name} failed ({describe_error(error)}) with weights {weights!r} "
+            f"and image size {size}; see its author's documentation"
+        ) from error
     if not isinstance(loaded, PluginBackbone):
         raise UsageError(
             f"backbone plug-in {name!r} returned {type(loaded).__name__}, expected a "

@@ -8,7 +8,6 @@ Letters: B frames, p prefix tokens (CLS, registers), h × w patch grid, N = h·w
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 
 from ...store.errors import UsageError, Vis4merError
 from ...store.spec import Preprocess
-from ..wording import describe_error, first_line
+from ...store.wording import first_line
+from .hub import first_sentence, hub_client
 from .plugins import PluginBackbone
 from .preprocess import preprocess_from_timm
 from .torchvision_shim import prepare_torchvision
@@ -102,20 +102,18 @@ def _download(full_name: str, options: Mapping[str, Any]) -> nn.Module:
     config = timm.models.get_pretrained_cfg(full_name)
     if config is None or not config.has_weights:
         raise UsageError(f"backbone {full_name} has no weights on the hub; {WEIGHTS_HELP}")
-    # Its client warns of every retry; the error below says it once, when they all failed.
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        model: nn.Module = timm.create_model(full_name, pretrained=True, num_classes=0, **options)
-    # The hub's client raises its own, its HTTP library's and the system's errors for one cause.
-    except Exception as error:
-        raise Vis4merError(
-            f"cannot get the weights of {full_name} from the hub "
-            f"({describe_error(error)}); {WEIGHTS_HELP}"
-        ) from error
-    finally:
-        logger.setLevel(level)
+    with hub_client() as silent_host:
+        try:
+            model: nn.Module = timm.create_model(
+                full_name, pretrained=True, num_classes=0, **options
+            )
+        # The hub's client raises its own, its HTTP library's and the system's errors for one cause.
+        except Exception as error:
+            cause = f"{silent_host} does not answer, and they are not among earlier downloads"
+            raise Vis4merError(
+                f"cannot get the weights of {full_name} from the hub "
+                f"({cause if silent_host else first_sentence(error)}); {WEIGHTS_HELP}"
+            ) from error
     return model
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ...store.errors import UsageError
-from ..wording import describe_error
+from ...store.torchfile import read_torch
+from ...store.wording import describe_error, some_of
 
 WEIGHTS_HELP = "give a file with `--weights FILE`, or try the pipeline with `--weights random:0`"
 
@@ -72,7 +73,7 @@ def load_state(
         if state[key].shape != wanted[key].shape
     ]
     problems = [
-        f"{len(found)} {what} ({', '.join(found[:2])}{', …' if len(found) > 2 else ''})"
+        f"{len(found)} {what} ({some_of(found, most=2)})"
         for what, found in (
             ("weights missing", missing),
             ("unexpected", unexpected),
@@ -100,7 +101,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_torch(path)
     except Exception as error:  # both libraries raise many kinds for a file that is not theirs
         raise UsageError(
             f"{path} cannot be read as weights ({describe_error(error)}); "

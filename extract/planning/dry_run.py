@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,9 @@ from ...store.records import frame_cost
 from ...store.sizing import StoredSize, empty_cache_size, entries_size
 from ...store.spec import CacheSpec, Sampling, StoredDtype
 from ...store.tasks import TaskTable
+from ...store.wording import first_line
 from ..readers.base import Reader, VideoError
 from ..sources import VideoSource
-from ..wording import first_line
 from .lengths import Length, Lengths
 from .plan import Decision, SourceError, decide, failures_to_keep, look_at
 
@@ -152,40 +152,30 @@ def plan_extraction(
     known = failures_to_keep(cache) if cache is not None and not retry_failed else {}
     num_annotated = sum(video.id in stated for video in sources)
     lengths = Lengths(spec.sampling, reader, durations=stated, num_annotated=num_annotated)
-    to_extract: list[str] = []
-    changed: list[str] = []
-    failures: list[FailureRecord] = []
-    unreadable: dict[str, str] = {}
-    already_there = left = 0
+    found = _Sorting()
     for video in sources:
-        if limit is not None and len(to_extract) + len(unreadable) >= limit:
-            left += 1
+        if limit is not None and found.num_attempted >= limit:
+            found.left += 1
             continue
         try:
             decision = _decide_or_new(video, cache, known_failures=known, overwrite=overwrite)
-            if decision.action == "done":
-                already_there += 1
-            elif decision.action == "changed":
-                changed.append(video.id)
-            elif decision.failure is not None:
-                failures.append(decision.failure)
-            else:
+            if decision.action == "extract":
                 lengths.look(video)
-                to_extract.append(video.id)
+            found.put(video.id, decision)
         except SourceError as error:
-            unreadable[video.id] = str(error)
+            found.unreadable[video.id] = str(error)
         except CacheFormatError as error:
-            unreadable[video.id] = first_line(error)
+            found.unreadable[video.id] = first_line(error)
         except VideoError as error:
-            unreadable[video.id] = error.reason
+            found.unreadable[video.id] = error.reason
     present, absent = lengths.found(), lengths.of_missing(missing)
     return ExtractPlan(
-        to_extract=tuple(to_extract),
-        already_there=already_there,
-        changed=tuple(changed),
-        known_failures=tuple(failures),
-        unreadable=unreadable,
-        left=left,
+        to_extract=tuple(found.to_extract),
+        already_there=found.already_there,
+        changed=tuple(found.changed),
+        known_failures=tuple(found.failures),
+        unreadable=found.unreadable,
+        left=found.left,
         missing=tuple(missing),
         sampling=spec.sampling,
         present=_amount(present),
@@ -195,6 +185,32 @@ def plan_extraction(
         profiles=_profiles(spec, present, absent, tables if cache is None else None),
         free_bytes=shutil.disk_usage(_existing(cache_path)).free,
     )
+
+
+@dataclass(kw_only=True)
+class _Sorting:
+    """The videos looked at so far, each in one place; see `ExtractPlan`."""
+
+    to_extract: list[str] = field(default_factory=list)
+    already_there: int = 0
+    changed: list[str] = field(default_factory=list)
+    failures: list[FailureRecord] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    left: int = 0
+
+    @property
+    def num_attempted(self) -> int:
+        return len(self.to_extract) + len(self.unreadable)
+
+    def put(self, video_id: str, decision: Decision) -> None:
+        if decision.action == "done":
+            self.already_there += 1
+        elif decision.action == "changed":
+            self.changed.append(video_id)
+        elif decision.failure is not None:
+            self.failures.append(decision.failure)
+        else:
+            self.to_extract.append(video_id)
 
 
 def _decide_or_new(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ...store.errors import UsageError
-from ..wording import first_line
+from ...store.wording import first_line
 from .base import (
     MAX_DAMAGED_FRACTION,
     MAX_PIXELS,

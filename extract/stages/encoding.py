@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ...store.errors import Vis4merError
 from ...store.spec import StoredDtype
+from ...store.wording import describe_error
 from ..backbones.loading import Backbone
-from ..wording import describe_error
 from .buffers import OrderedBuffer, WeightedBuffer
 from .items import End, Failed, Floats, FramePart, TokenPart, VideoJob
 from .progress import Tally

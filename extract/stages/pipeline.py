@@ -23,10 +23,10 @@ import torch
 
 from ... import __version__
 from ...store.cache import Cache
-from ...store.errors import UsageError
 from ...store.spec import require_same
 from ..backbones.clips import is_clip_backbone
 from ..backbones.loading import Backbone, cache_spec
+from ..backbones.plugins import is_plugin
 from ..planning.plan import failures_to_keep, largest_first
 from ..readers.base import Reader
 from ..sampling import moments_of
@@ -35,7 +35,7 @@ from .buffers import AbortedError, OrderedBuffer, WeightedBuffer
 from .cores import usable_cores
 from .encoding import BackboneStage
 from .items import End, FramePart, TokenPart
-from .progress import ExtractProgress, ExtractSummary, StageName, Tally
+from .progress import ExtractProgress, ExtractSummary, StageName, Tally, require_counts
 from .reading import ReadingStage
 from .stopping import StopSignal
 from .writing import WritingStage
@@ -92,10 +92,7 @@ def fill_cache(
         moments_of(
             cache.spec.sampling, start_seconds=video.start_seconds, end_seconds=video.end_seconds
         )
-    counts = {"batch size": batch_size, "workers": workers, "backbone threads": backbone_threads}
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}, expected at least 1")
+    require_counts(batch_size=batch_size, workers=workers, backbone_threads=backbone_threads)
     on_cpu = backbone.device.type == "cpu"
     batch_size = _whole_clips(batch_size, backbone.clip_frames, on_cpu=on_cpu)
     backbone_threads = backbone_threads or (usable_cores() if on_cpu else 2)
@@ -221,17 +218,24 @@ def provenance(backbone: Backbone, reader: Reader) -> dict[str, str]:
     """What made an entry, beyond what changes its numbers."""
     device = backbone.device
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    models = "torchvision" if is_clip_backbone(backbone.name) else "timm"
     return {
         "vis4mer": __version__,
         "reader": f"{reader.name} {reader.version}",
         "torch": torch.__version__,
-        models: importlib.metadata.version(models),
+        **_models_version(backbone.name),
         "device": f"{device.type} {named or platform.machine()}",
         "compute_dtype": backbone.compute_dtype,
         "host": platform.node(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _models_version(name: str) -> dict[str, str]:
+    """The library that the model is from; of a plug-in nobody knows."""
+    if is_plugin(name):
+        return {}
+    models = "torchvision" if is_clip_backbone(name) else "timm"
+    return {models: importlib.metadata.version(models)}
 
 
 def _require_spec(cache: Cache, backbone: Backbone, reader: Reader) -> None:

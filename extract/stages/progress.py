@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ...store.errors import UsageError
 from ...store.failures import FailureRecord
+from ..annotations.ends import LabelBeyond
 
 StageName = Literal["reading", "backbone", "writing"]
 STAGES: tuple[StageName, ...] = ("reading", "backbone", "writing")
@@ -59,8 +61,8 @@ class ExtractSummary:
     threads. interrupted: stopped before its end. left: not finished, because of `limit` or of a
     stop; those that were not even looked at may be in the cache already.
 
-    Beside these: missing, ids of a known dataset that have no file, and notes, what a user must
-    know of the request, one line each.
+    Beside these: missing, ids of a known dataset that have no file; beyond, labels that speak of
+    more than their videos hold; notes, what a user must know of the request, one line each.
     """
 
     num_videos: int
@@ -77,6 +79,7 @@ class ExtractSummary:
     threads: Mapping[StageName, int]
     interrupted: bool
     missing: tuple[str, ...] = ()
+    beyond: tuple[LabelBeyond, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -102,6 +105,13 @@ class ExtractSummary:
         if self.interrupted:
             return 1
         return 3 if self.failures or self.known_failures else 0
+
+
+def require_counts(**counts: int | None) -> None:
+    """UsageError for a number of things to do at once that is given and below 1."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{name.replace('_', ' ')} is {value}, expected at least 1")
 
 
 def busy_share(

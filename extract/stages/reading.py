@@ -22,12 +22,12 @@ from ...store.cache import Cache
 from ...store.errors import CacheFormatError
 from ...store.failures import FailureRecord, Stage
 from ...store.spec import Preprocess
+from ...store.wording import describe_error, first_line
 from ..backbones.preprocess import resize_frames
 from ..planning.plan import FileState, SourceError, decide, look_at, source_record
 from ..readers.base import FrameBatch, Reader, VideoError, VideoStream
 from ..sampling import moments_of
 from ..sources import VideoSource
-from ..wording import describe_error, first_line
 from .buffers import AbortedError, WeightedBuffer
 from .items import Dropped, End, Failed, Finished, FramePart, VideoJob
 from .progress import Tally

@@ -17,8 +17,8 @@ from ...store.cache import Cache
 from ...store.errors import Vis4merError
 from ...store.failures import FailureRecord
 from ...store.quantise import FIRST_FRAMES_INT8
+from ...store.wording import first_line
 from ...store.writer import EntryWriter
-from ..wording import first_line
 from .buffers import OrderedBuffer
 from .items import Dropped, End, Failed, Finished, TokenPart, VideoJob
 from .progress import Tally

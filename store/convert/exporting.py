@@ -27,6 +27,7 @@ from ..files import (
     is_temporary,
     make_directory,
     read_sealed,
+    remove_unfinished,
     seal,
     storage_errors,
     write_atomic,
@@ -35,7 +36,8 @@ from ..records import EntryRecord
 from ..spec import CacheSpec
 from ..tasks import Split
 from ..views import TokenView
-from .arrays import OnProgress, RefusedArrayError, block_bounds, first_line
+from ..wording import first_line
+from .arrays import OnProgress, RefusedArrayError, block_bounds
 from .names import FileNames, IndexRow
 from .targets import FileFolder, Hdf5Target, Target
 
@@ -110,7 +112,7 @@ def export_tokens(
     """
     if file_format not in EXPORT_FORMATS:
         raise UsageError(f"format {file_format!r}: expected one of {', '.join(EXPORT_FORMATS)}")
-    selection = _Selection.of(cache.spec, tokens)
+    selection = Selection.of(cache.spec, tokens)
     wanted, missing = _choose(cache, task=task, split=split, ids=ids)
     root = Path(folder)
     about = _about(cache.spec, file_format, tokens)
@@ -145,7 +147,7 @@ def export_tokens(
 class _Export:
     """One run: video after video into a target."""
 
-    def __init__(self, cache: Cache, target: Target, selection: _Selection, dtype: str) -> None:
+    def __init__(self, cache: Cache, target: Target, selection: Selection, dtype: str) -> None:
         self._cache = cache
         self._target = target
         self._selection = selection
@@ -182,7 +184,7 @@ class _Export:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Selection:
+class Selection:
     """Which tokens of a frame: a view, or `view` None for all prefix tokens and the patches."""
 
     view: TokenView | None
@@ -190,7 +192,7 @@ class _Selection:
     grid: tuple[int, int] | None
 
     @classmethod
-    def of(cls, spec: CacheSpec, tokens: str | None) -> _Selection:
+    def of(cls, spec: CacheSpec, tokens: str | None) -> Selection:
         if tokens is not None:
             view = TokenView.parse(tokens)
             if view.frames is not None:
@@ -229,7 +231,7 @@ class _Selection:
 
 
 def _blocks(
-    cache: Cache, record: EntryRecord, selection: _Selection, dtype: str
+    cache: Cache, record: EntryRecord, selection: Selection, dtype: str
 ) -> Iterator[NDArray[Any]]:
     """A video's tokens in the type that is written: (t, S, D) after (t, S, D)."""
     _, tokens, dim = selection.shape(cache.spec, record)
@@ -313,3 +315,4 @@ def _prepare(root: Path, about: JSON) -> None:
             f"--to {root} is an export of another kind ({'; '.join(different)}); choose another "
             "folder"
         )
+    remove_unfinished(root)

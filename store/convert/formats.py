@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .arrays import OpenFile, RefusedArrayError, TokenArray, first_line
+from ..wording import first_line
+from .arrays import OpenFile, RefusedArrayError, TokenArray
 from .hdf5 import open_hdf5
 from .npy import open_npy, open_npz
 from .safetensors import open_safetensors

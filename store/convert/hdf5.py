@@ -12,14 +12,25 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
 from ..files import fsync_directory
-from .arrays import Blocks, Bounds, RefusedArrayError, TokenArray, dtype_name, sliced
+from .arrays import (
+    MAX_WHOLE_BYTES,
+    Blocks,
+    Bounds,
+    RefusedArrayError,
+    TokenArray,
+    dtype_name,
+    frame_times,
+    sliced,
+)
 
 FILE = "tokens.h5"
 _PART = ".tokens.h5.tmp"
@@ -40,6 +51,7 @@ def open_hdf5(path: Path) -> Iterator[list[TokenArray]]:
 def _add(found: list[TokenArray], name: str, item: Any) -> None:
     if isinstance(item, h5py.Dataset):
         entry_id = item.attrs.get("id")
+        pts, duration = item.attrs.get("pts_seconds"), item.attrs.get("duration_seconds")
         found.append(
             TokenArray(
                 name=name,
@@ -47,8 +59,22 @@ def _add(found: list[TokenArray], name: str, item: Any) -> None:
                 dtype=dtype_name(item.dtype),
                 blocks=_whole(item),
                 entry_id=entry_id if isinstance(entry_id, str) else None,
+                times=frame_times(
+                    pts.tolist() if isinstance(pts, np.ndarray) else None,
+                    float(duration) if isinstance(duration, np.floating) else None,
+                ),
             )
         )
+
+
+def read_about(path: Path) -> str | None:
+    """What an export said of itself in the file; None for a file that is none of ours."""
+    try:
+        with h5py.File(path, "r", locking="best-effort") as file:
+            about = file.attrs.get("vis4mer")
+    except Exception:  # the library has many kinds; a file that cannot be opened is met again
+        return None
+    return about if isinstance(about, str) else None
 
 
 def _whole(dataset: Any) -> Any:
@@ -57,6 +83,7 @@ def _whole(dataset: Any) -> Any:
     def blocks(bounds: Bounds) -> Blocks:
         if dataset.is_virtual or dataset.external:
             raise RefusedArrayError("its values lie in other files, which are not opened")
+        _require_small_chunks(dataset)
         written = dataset.id.get_storage_size() > 0
         if written and dataset.chunks:
             chunks = math.prod(
@@ -68,6 +95,33 @@ def _whole(dataset: Any) -> Any:
         return sliced(dataset)(bounds)
 
     return blocks
+
+
+def _require_small_chunks(dataset: Any) -> None:
+    """A chunk that was compressed is read whole, whatever is wanted of it."""
+    if not dataset.chunks or not dataset.id.get_create_plist().get_nfilters():
+        return
+    num_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    if num_bytes > MAX_WHOLE_BYTES:
+        raise RefusedArrayError(
+            f"its compressed chunks unpack to {num_bytes:,} bytes each, expected at most "
+            f"{MAX_WHOLE_BYTES:,}; write it with chunks of a few frames"
+        )
+
+
+def _is_own(path: Path) -> bool:
+    """Is there a file that only this folder names? UsageError for a link to one elsewhere, which
+    would be written through."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    if not S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise UsageError(
+            f"{path} is a link or no plain file, expected the file of an earlier export; remove "
+            "it, or choose another folder"
+        )
+    return True
 
 
 class Hdf5Folder:
@@ -96,8 +150,10 @@ class Hdf5Folder:
 
     def finished(self) -> dict[str, tuple[str, str, int]]:
         """Datasets that are whole: id → (name, attempt, frames)."""
-        path = self._part if self._part.exists() else self._path
+        path = self._part if _is_own(self._part) else self._path
         found: dict[str, tuple[str, str, int]] = {}
+        if not _is_own(path):
+            return found
         try:
             with h5py.File(path, "r", locking="best-effort") as file:
                 for name in file:
@@ -107,8 +163,6 @@ class Hdf5Folder:
                     entry_id, attempt = item.attrs.get("id"), item.attrs.get("attempt")
                     if isinstance(entry_id, str) and isinstance(attempt, str):
                         found[entry_id] = (name, attempt, len(item))
-        except FileNotFoundError:
-            return {}
         except OSError:  # its writer was killed
             path.unlink()
         return found
@@ -140,8 +194,9 @@ class Hdf5Folder:
 
     def _opened(self) -> Any:
         if self._file is None:
-            if self._path.exists():
+            if self._path.is_symlink() or self._path.exists():
                 self._path.replace(self._part)
-            self._file = h5py.File(self._part, "a", libver=_FORM)
+            mode = "r+" if _is_own(self._part) else "x"  # x never opens what is there
+            self._file = h5py.File(self._part, mode, libver=_FORM)
             self._file.attrs["vis4mer"] = json.dumps(self._about, sort_keys=True)
         return self._file

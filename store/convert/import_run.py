@@ -26,12 +26,13 @@ from ..errors import EntryNotFoundError, Vis4merError
 from ..failures import FailureRecord, Stage
 from ..quantise import FIRST_FRAMES_INT8
 from ..records import SourceRecord
+from ..wording import first_line
 from .arrays import (
+    FrameTimes,
     OnProgress,
     RefusedArrayError,
     TokenArray,
     block_bounds,
-    first_line,
     require_floats,
 )
 from .formats import open_arrays
@@ -46,7 +47,9 @@ class ImportSummary:
     """What a run of `import_tokens` did; every array named is in exactly one of the first five.
 
     changed: ids whose file differs from the one in the cache, left as they are. left: not looked
-    at, because of `limit` or of a stop. frames: imported.
+    at, because of `limit` or of a stop. frames: imported. assumed_times: videos of which no file
+    says when their frames are, so that frame k is taken to be at k / fps. notes: what a user must
+    know, one line each.
     """
 
     imported: tuple[str, ...]
@@ -60,6 +63,8 @@ class ImportSummary:
     layout: str
     stored_dtype: str
     fps: float
+    assumed_times: int
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -88,6 +93,7 @@ class _Tally:
     failures: list[FailureRecord] = field(default_factory=list)
     left: int = 0
     frames: int = 0
+    assumed_times: int = 0
     interrupted: bool = False
 
 
@@ -101,10 +107,13 @@ class ImportRun:
         *,
         overwrite: bool,
         limit: int | None,
+        keep_times: bool,
         stop: threading.Event | None,
         progress: OnProgress | None,
     ) -> None:
+        """keep_times: the times that a file states of its frames, instead of assumed ones."""
         self._cache = cache
+        self._keep_times = keep_times
         self._layout = layout
         self._overwrite = overwrite
         self._limit = limit
@@ -142,6 +151,7 @@ class ImportRun:
             layout=self._layout.describe(),
             stored_dtype=spec.stored_dtype,
             fps=spec.sampling.fps,
+            assumed_times=tally.assumed_times,
         )
 
     def _is_wanted(self, array: ArraySource) -> bool:
@@ -211,7 +221,8 @@ class ImportRun:
 
     def _write(self, array: ArraySource, held: TokenArray) -> None:
         """The entry, block by block. RefusedArrayError, or Vis4merError for unstorable values."""
-        fps, num_frames = self._cache.spec.sampling.fps, array.shape[0]
+        num_frames = array.shape[0]
+        times, said = self._times(held, num_frames)
         first = FIRST_FRAMES_INT8 if self._cache.spec.stored_dtype == "int8" else None
         frame_bytes = 8 * self._layout.num_tokens * self._layout.dim
         bounds = list(
@@ -222,9 +233,23 @@ class ImportRun:
             for (start, stop), block in zip(bounds, _read(held, bounds), strict=True):
                 if self._stop.is_set():
                     raise _StoppedError
-                pts = [frame / fps for frame in range(start, stop)]
-                writer.append(self._layout.split(block), pts)
-            writer.commit(duration_seconds=num_frames / fps, provenance=self._provenance(array))
+                writer.append(self._layout.split(block), times.pts_seconds[start:stop])
+            writer.commit(
+                duration_seconds=times.duration_seconds,
+                provenance={**self._provenance(array), "timestamps": said},
+            )
+
+    def _times(self, held: TokenArray, num_frames: int) -> tuple[FrameTimes, str]:
+        """When the frames are, and how that is known."""
+        if self._keep_times and held.times and len(held.times.pts_seconds) == num_frames:
+            return held.times, "of the file"
+        fps = self._cache.spec.sampling.fps
+        assumed = FrameTimes(
+            pts_seconds=tuple(frame / fps for frame in range(num_frames)),
+            duration_seconds=num_frames / fps,
+        )
+        self._tally.assumed_times += 1
+        return assumed, f"assumed, frame / {fps:g}"
 
     def _source(self, array: ArraySource) -> SourceRecord:
         try:
@@ -247,7 +272,6 @@ class ImportRun:
         return {
             "vis4mer": __version__,
             "imported from": f"{array.format}, {array.dtype}",
-            "timestamps": f"assumed, frame / {self._cache.spec.sampling.fps:g}",
             "host": platform.node(),
             "time": self._time,
         }

@@ -3,14 +3,17 @@
     import_tokens(["features/"], cache="old.zarr", layout="vis4mer")
 
 Nothing is known of how they were made and the cache says so: weights `unknown`, no preprocessing,
-reader `import`. Timestamps are assumed to be k / fps. Values are converted to the cache's stored
-type and otherwise taken as they are.
+reader `import`. Timestamps are assumed to be k / fps. Files that `vis4mer cache export` wrote say
+more: their sampling, the layout of their tokens, their backbone's name and, but for .npy, their
+timestamps are taken over, unless something else is asked for. Values are converted to the cache's
+stored type and otherwise taken as they are.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +21,7 @@ from ..cache import Cache, create_cache, find_cache
 from ..errors import UsageError, Vis4merError
 from ..spec import CacheSpec, Sampling, StoredDtype
 from .arrays import OnProgress, RefusedArrayError
+from .exported import Exported, find_exported
 from .formats import FORMATS
 from .import_run import ImportRun, ImportSummary
 from .layouts import TokenLayout
@@ -33,11 +37,11 @@ def import_tokens(
     *,
     cache: str | Path,
     layout: Layout = "plain",
-    fps: float = 1.0,
+    fps: float | None = None,
     prefix: int | None = None,
     grid: tuple[int, int] | None = None,
     stored_dtype: StoredDtype = "float16",
-    backbone: str = "unknown",
+    backbone: str | None = None,
     name_by: NameBy = "auto",
     limit: int | None = None,
     overwrite: bool = False,
@@ -48,7 +52,8 @@ def import_tokens(
 
     layout: `vis4mer` is `<id>.npy` of (T, 197, width), the CLS token first; `plain` is described in
     `layouts`, with prefix and grid for what cannot be guessed. All arrays of a cache have one
-    layout: that of the first that can be read. limit: arrays attempted at most; those that are in
+    layout: that of the first that can be read. fps: frames a second of video, by default what an
+    export says, else 1; prefix, grid, backbone alike. limit: arrays attempted at most; those that are in
     the cache already do not count. An array that cannot be taken is a recorded failure, and tried
     again by the next run. progress: called with (done, total, id).
 
@@ -58,22 +63,70 @@ def import_tokens(
     """
     prefix, grid, only = _as_asked(layout, prefix, grid)
     found = find_arrays(sources, only=only, name_by=name_by, progress=progress)
+    exported = find_exported({array.path for array in found.arrays})
+    asked = {"fps": fps, "prefix": prefix, "grid": grid, "backbone": backbone}
+    notes = _notes(exported, asked) if exported is not None else []
+    if exported is not None and prefix is None and grid is None:
+        prefix, grid = exported.prefix, exported.grid
     existing = find_cache(cache)
     chosen = _layout(found.arrays, existing, prefix=prefix, grid=grid)
     if chosen is None:
         reason = _first_reason(found.arrays, found.unreadable, prefix=prefix, grid=grid)
         raise Vis4merError(f"nothing can be imported: {reason}")
-    spec = _spec(chosen, fps=fps, stored_dtype=stored_dtype, backbone=backbone)
+    spec = _spec(
+        chosen,
+        sampling=_sampling(fps, exported),
+        stored_dtype=stored_dtype,
+        backbone=backbone or (exported.backbone if exported else "unknown"),
+    )
     run = ImportRun(
         create_cache(cache, spec),
         chosen,
         overwrite=overwrite,
         limit=limit,
+        keep_times=exported is not None and exported.sampling == spec.sampling,
         stop=stop,
         progress=progress,
     )
     run.take(found.arrays, found.unreadable)
-    return run.summary()
+    return replace(run.summary(), notes=tuple(notes))
+
+
+def _notes(exported: Exported, asked: Mapping[str, object]) -> list[str]:
+    """What the export says, and where something else was asked for."""
+    notes = [
+        f"these files are of an export of a cache: {exported.describe()}; taken over where nothing "
+        "else is asked for (the weights are recorded as unknown)"
+    ]
+    said = {
+        "fps": exported.sampling.fps,
+        "prefix": exported.prefix,
+        "grid": exported.grid,
+        "backbone": exported.backbone,
+    }
+    other = [name for name, value in asked.items() if value not in (None, said[name])]
+    if asked["fps"] is not None and exported.sampling.kind != "fps" and "fps" not in other:
+        other.insert(0, "fps")
+    if other:
+        notes.append(
+            f"{' and '.join(f'--{name} {_written(asked[name])}' for name in other)}, as asked: the "
+            f"export says {exported.describe()}"
+        )
+    return notes
+
+
+def _written(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _sampling(fps: float | None, exported: Exported | None) -> Sampling:
+    """What is asked for, else what the export says, else a frame a second."""
+    if fps is None and exported is not None:
+        return exported.sampling
+    try:
+        return Sampling(fps=1.0 if fps is None else fps)
+    except ValueError as error:
+        raise UsageError(f"--fps: {error}") from error
 
 
 def _as_asked(
@@ -122,18 +175,22 @@ def _first_reason(
     prefix: int | None,
     grid: tuple[int, int] | None,
 ) -> str:
-    """Why the first of what was named cannot be taken."""
+    """Why the first of what was named cannot be taken, and of how many that one is the first."""
+    reason, found = "no array was found", len(arrays) + len(unreadable)
     if unreadable:
-        return f"{unreadable[0].path}: {unreadable[0].reason}"
-    try:
-        arrays[0].layout(prefix=prefix, grid=grid)
-    except RefusedArrayError as error:
-        return f"{arrays[0].shown}: {error}"
-    return "no array was found"
+        reason = f"{unreadable[0].path}: {unreadable[0].reason}"
+    elif arrays:
+        try:
+            arrays[0].layout(prefix=prefix, grid=grid)
+        except RefusedArrayError as error:
+            reason = f"{arrays[0].shown}: {error}"
+    if found < 2:
+        return reason
+    return f"none of {found:,} files and arrays fits; the first, {reason}"
 
 
 def _spec(
-    layout: TokenLayout, *, fps: float, stored_dtype: StoredDtype, backbone: str
+    layout: TokenLayout, *, sampling: Sampling, stored_dtype: StoredDtype, backbone: str
 ) -> CacheSpec:
     """A spec that says what is known, and that the rest is not."""
     try:
@@ -143,7 +200,7 @@ def _spec(
             weights_sha256="unknown",
             layer="unknown",
             preprocess=None,
-            sampling=Sampling(fps=fps),
+            sampling=sampling,
             reader="import",
             stored_dtype=stored_dtype,
             grid=layout.grid or (1, 1),

@@ -3,6 +3,7 @@
 An id may be anything, so only a plain one is a file's name as it is; any other video gets the key
 that it has in the cache. The index is read again by the next run and by `vis4mer cache import`, and
 believed no further than that: a name in it counts only where it is one that its id would be given.
+Because it is read again an id in it stands as it is, also where a spreadsheet would compute it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,15 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from .arrays import Blocks, Bounds, RefusedArrayError, TokenArray, dtype_name, sliced
+from .arrays import (
+    MAX_WHOLE_BYTES,
+    Blocks,
+    Bounds,
+    RefusedArrayError,
+    TokenArray,
+    dtype_name,
+    sliced,
+)
 
 _HEADERS = {
     (1, 0): npy_format.read_array_header_1_0,
@@ -57,6 +65,12 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> TokenArray:
         raise RefusedArrayError(f"{info.filename}: Python objects, which are never unpickled")
     if info.file_size - header_bytes != math.prod(shape) * dtype.itemsize:
         raise RefusedArrayError(f"{info.filename}: not as long as its header says; damaged?")
+
+    if fortran and info.file_size > MAX_WHOLE_BYTES:
+        raise RefusedArrayError(
+            f"{info.filename}: {info.file_size:,} bytes in Fortran order, which are read at once, "
+            f"expected at most {MAX_WHOLE_BYTES:,}; save it with np.ascontiguousarray"
+        )
 
     def blocks(bounds: Bounds) -> Blocks:
         with archive.open(info) as file:

@@ -11,6 +11,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,10 +21,19 @@ from numpy.typing import NDArray
 from .. import fields as f
 from .. import quantise
 from ..files import parse_json
-from .arrays import Blocks, Bounds, RefusedArrayError, TokenArray, sliced
+from .arrays import (
+    Blocks,
+    Bounds,
+    FrameTimes,
+    RefusedArrayError,
+    TokenArray,
+    frame_times,
+    sliced,
+)
 
 _MAX_HEADER_BYTES = 100 << 20  # the library's own bound
 _LENGTH_BYTES = 8
+TIMES = ("pts_seconds", "duration_seconds")
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _NUMPY = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 
@@ -43,7 +53,7 @@ def open_safetensors(path: Path) -> Iterator[list[TokenArray]]:
     arrays = [_tensor(path, name, header, first=first, size=size) for name in sorted(header)]
     if len(arrays) == 1 and isinstance(metadata, dict) and isinstance(metadata.get("id"), str):
         (only,) = arrays
-        arrays = [_tensor(path, only.name, header, first=first, size=size, of=metadata["id"])]
+        arrays = [replace(only, entry_id=metadata["id"], times=_times(metadata))]
     yield arrays
 
 
@@ -54,7 +64,6 @@ def _tensor(
     *,
     first: int,
     size: int,
-    of: str | None = None,
 ) -> TokenArray:
     """A tensor of the header, its place checked against the file."""
     where = f"tensor {name!r}"
@@ -75,7 +84,16 @@ def _tensor(
         for block in sliced(mapped)(bounds):
             yield quantise.decode_bfloat16(block) if code == "BF16" else block
 
-    return TokenArray(name=name, shape=shape, dtype=dtype, blocks=blocks, entry_id=of)
+    return TokenArray(name=name, shape=shape, dtype=dtype, blocks=blocks)
+
+
+def _times(metadata: Mapping[str, Any]) -> FrameTimes | None:
+    """Of the frames, as an export writes them; None where it did not, or not so."""
+    try:
+        said = [json.loads(metadata.get(name, "null")) for name in TIMES]
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return frame_times(*said)
 
 
 def write_safetensors(

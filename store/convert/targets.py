@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, BinaryIO, Protocol, Self, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Vis4merError
-from ..files import JSON, fsync_directory, storage_errors
+from ..files import JSON, replacing, storage_errors
 from ..records import EntryRecord
+from ..wording import first_line
 from .arrays import RefusedArrayError
 from .hdf5 import FILE, Hdf5Folder
 from .names import INDEX, IndexRow, append_row, read_index, write_index
 from .npy import write_npy
-from .safetensors import write_safetensors
+from .safetensors import TIMES, write_safetensors
 
 Shape = tuple[int, int, int]
 Blocks = Iterator[NDArray[Any]]
@@ -97,15 +97,8 @@ class FileFolder:
 
     def write(self, name: str, shape: Shape, blocks: Blocks, record: EntryRecord) -> None:
         file = f"{name}.{self._extension}"
-        beside = self._root / f".{file}.tmp"
-        with storage_errors(self._root / file):
-            try:
-                self._write_file(beside, shape, blocks, record)
-                beside.replace(self._root / file)
-            except BaseException:
-                beside.unlink(missing_ok=True)
-                raise
-            fsync_directory(self._root)
+        with replacing(self._root / file) as out:
+            self._write_file(out, shape, blocks, record)
         row = IndexRow(
             file=file,
             id=record.id,
@@ -117,15 +110,13 @@ class FileFolder:
         if self._index is not None:
             append_row(self._index, row)
 
-    def _write_file(self, path: Path, shape: Shape, blocks: Blocks, record: EntryRecord) -> None:
-        with path.open("wb") as out:
-            if self._extension == "npy":
-                write_npy(out, shape, np.dtype(self._dtype).newbyteorder("<"), blocks)
-            else:
-                metadata = {"id": record.id, "pts_seconds": json.dumps(record.pts_seconds)}
-                write_safetensors(out, shape, self._dtype, blocks, metadata)
-            out.flush()
-            os.fsync(out.fileno())
+    def _write_file(self, out: BinaryIO, shape: Shape, blocks: Blocks, record: EntryRecord) -> None:
+        if self._extension == "npy":
+            write_npy(out, shape, np.dtype(self._dtype).newbyteorder("<"), blocks)
+        else:
+            times = {name: json.dumps(getattr(record, name)) for name in TIMES}
+            metadata = {"id": record.id, **times}
+            write_safetensors(out, shape, self._dtype, blocks, metadata)
 
 
 class Hdf5Target:
@@ -186,4 +177,4 @@ def _as_vis4mer_error(path: Path) -> Iterator[None]:
     except (RuntimeError, OSError) as error:
         if isinstance(error, Vis4merError):
             raise
-        raise Vis4merError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+        raise Vis4merError(f"cannot write {path}: {first_line(error)}") from error

@@ -1,7 +1,4 @@
-"""torch's `.pt` and `.pth`: a tensor, or a dictionary of tensors. Never anything unpickled.
-
-torch is imported only when such a file is met.
-"""
+"""torch's `.pt` and `.pth` as token arrays: a tensor, or a dictionary of tensors."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..torchfile import TorchFileError, read_torch
 from .arrays import Blocks, Bounds, RefusedArrayError, TokenArray
 
 
@@ -19,9 +17,9 @@ def open_torch(path: Path) -> Iterator[list[TokenArray]]:
     import torch
 
     try:
-        content = _load(path, mapped=True)
-    except RuntimeError:  # the form from before torch 1.6, or no file of torch's: this one says so
-        content = _load(path, mapped=False)
+        content = _read(path)
+    except TorchFileError as error:
+        raise RefusedArrayError(str(error)) from error
     if isinstance(content, torch.Tensor):
         content = {"": content}
     if not isinstance(content, dict):
@@ -31,17 +29,11 @@ def open_torch(path: Path) -> Iterator[list[TokenArray]]:
     yield [_tensor(key, value) for key, value in content.items()]
 
 
-def _load(path: Path, *, mapped: bool) -> Any:
-    import torch
-
+def _read(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":  # of a module that is never imported here
-            raise
-        raise RefusedArrayError(
-            "is damaged, or holds Python objects, which are never unpickled; save tensors alone"
-        ) from error
+        return read_torch(path, mapped=True)
+    except RuntimeError:  # the form from before torch 1.6, or no file of torch's: this one says so
+        return read_torch(path)
 
 
 def _tensor(key: object, value: Any) -> TokenArray:
@@ -52,10 +44,6 @@ def _tensor(key: object, value: Any) -> TokenArray:
             f"holds {key!r:.80}: {type(value).__name__}, expected a dictionary id → tensor"
         )
     tensor = value.detach()
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        raise RefusedArrayError(f"{key!r:.80} is no dense tensor")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise RefusedArrayError(f"{key!r:.80} claims more values than the file holds")
 
     def blocks(bounds: Bounds) -> Blocks:
         for start, stop in bounds:
