@@ -44,7 +44,7 @@ def check(
     window: Annotated[
         float | None,
         typer.Option(
-            help="Count videos shorter than these seconds (default: 60; not for breakfast and coin)."
+            help="Count videos shorter than these seconds (default: 60; none for breakfast, coin)."
         ),
     ] = None,
     quick: Annotated[

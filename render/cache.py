@@ -76,7 +76,8 @@ def print_verification(report: VerifyReport, *, as_json: bool) -> None:
         print_line(f"damaged: {problem.reason}")
     found = "no problems" if report.ok else counted(len(report.problems), "problem")
     print_line(
-        f"{report.mode} check of {counted(report.num_entries, 'video')}, {human_bytes(report.num_bytes)}: "
+        f"{report.mode} check of {counted(report.num_entries, 'video')}, "
+        f"{human_bytes(report.num_bytes)}: "
         + found
         + ("; flipped bytes show only with --full" if report.mode == "quick" else "")
     )

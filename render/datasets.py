@@ -242,9 +242,7 @@ def _audit_json(audit: Audit) -> dict[str, Any]:
         content["lengths"][name] = [
             {**asdict(each), "difference": each.difference} for each in getattr(audit.lengths, name)
         ]
-    content["beyond"] = [
-        {**asdict(label), "unusable": label.unusable} for label in audit.beyond
-    ]
+    content["beyond"] = [{**asdict(label), "unusable": label.unusable} for label in audit.beyond]
     return content
 
 

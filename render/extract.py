@@ -53,7 +53,8 @@ def print_extraction(summary: ExtractSummary, *, as_json: bool) -> None:
             f"{some_of(summary.changed)}"
         )
     print_line(
-        f"{counted(summary.extracted, 'video')} extracted, {summary.already_there} were there already, "
+        f"{counted(summary.extracted, 'video')} extracted, "
+        f"{summary.already_there} were there already, "
         f"{len(summary.failures)} failed"
         + (f", {summary.left} left to do" if summary.left else "")
         + (f", {len(summary.missing):,} of the dataset have no file" if summary.missing else "")

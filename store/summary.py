@@ -16,6 +16,7 @@ from .cache import Cache
 from .records import EntryRecord, frame_cost
 from .spec import CacheSpec
 from .views import TokenView
+from .wording import counted
 
 _WINDOW_FRAMES = 60
 _TYPICAL_SIDES = (7, 4)
@@ -82,7 +83,7 @@ class CacheSummary:
             ("frames", f"{self.num_frames} ({spec.sampling.describe()}), {_reader(spec)}"),
             ("size", human_bytes(self.num_bytes)),
             ("failures", f"{self.num_failures} (`vis4mer cache ls --failures`)"),
-            ("damaged", f"{self.damaged_videos} with damaged frames"),
+            ("damaged", f"{counted(self.damaged_videos, 'video')} with damaged frames"),
             ("backbone", f"{spec.backbone}, weights {_weights(spec)}"),
             ("input", _input(spec)),
             ("tokens", f"{grid} + {spec.num_prefix} prefix, width {spec.dim}, {spec.stored_dtype}"),
@@ -191,9 +192,7 @@ def _made(kind: str, values: Mapping[str, int]) -> str:
         return first if first == last else f"{first} to {last}"
     if len(values) == 1:
         return next(iter(values))
-    shown = ", ".join(
-        f"{value} ({count} video{'' if count == 1 else 's'})" for value, count in values.items()
-    )
+    shown = ", ".join(f"{value} ({counted(count, 'video')})" for value, count in values.items())
     return f"{shown} — not all alike"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_MAX_CHARACTERS = 200
+_MAX_CHARACTERS = 500  # a line of our own, with a long path, is shorter
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # What a spreadsheet computes when a cell begins with it, after spaces and quotes too.
 _FORMULA = re.compile(r"""[\s"']*[=+\-@＝＋－＠]""")
@@ -31,7 +31,8 @@ def _spelled(letter: str) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, cut when very long; its type when it has none."""
     lines = str(error).strip().splitlines()
-    return lines[0].strip()[:_MAX_CHARACTERS] if lines else type(error).__name__
+    line = lines[0].strip() if lines else type(error).__name__
+    return line if len(line) <= _MAX_CHARACTERS else f"{line[:_MAX_CHARACTERS]}…"
 
 
 def describe_error(error: BaseException) -> str:

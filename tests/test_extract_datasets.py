@@ -44,7 +44,7 @@ def test_a_bare_preset_is_extracted_once_a_video_with_all_its_tables(project: Pa
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
     assert (summary["extracted"], summary["missing"]) == (3, ["01ClRWyf9I4", "KAeAqaA0Llg"])
-    assert "2 of 5 videos have no file below" in result.stderr
+    assert "2 of 5 videos without a file below" in result.stderr
     cache = open_cache(project / "lvu.zarr")
     assert sorted(cache.ids()) == sorted(PRESENT)
     assert cache.tasks() == sorted(f"lvu/{task}" for task in SMALL)

@@ -170,6 +170,7 @@ def test_nobody_answers(site: Site, tmp_path: Path) -> None:
         (tar({**BOTH, "set/zeros": bytes(1 << 20)}), "unpacks to more than 20000 bytes"),
         (b"x" * 30_000, "larger than 20000 bytes"),
     ],
+    ids=["a page", "no tar", "cut off", "lacks one", "twice", "a link", "zeros", "large"],
 )
 def test_an_archive_that_is_not_what_it_should_be(
     site: Site, tmp_path: Path, page: bytes, said: str

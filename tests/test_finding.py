@@ -58,7 +58,7 @@ def test_six_tasks_may_name_a_video_and_it_is_asked_for_once(tmp_path: Path) -> 
         if video_id != "not_of_lvu_"
     }
     assert found.notes[-1] == (
-        f"2 of 5 videos have no file below {tmp_path / 'videos'} (`vis4mer datasets check lvu "
+        f"2 of 5 videos without a file below {tmp_path / 'videos'} (`vis4mer datasets check lvu "
         "--missing FILE.csv` lists them)"
     )
 
@@ -109,7 +109,7 @@ def test_what_cannot_be_found_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message):
             ask(tmp_path, **options)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"none of the 5 videos of lvu has a file below .*empty"):
+    with pytest.raises(UsageError, match=r"none of 5 videos of lvu has a file below .*empty"):
         ask(tmp_path, videos=tmp_path / "empty")
     planned = ask(tmp_path, videos=tmp_path / "empty", require_files=False)
     assert len(planned.missing) == 5
@@ -126,7 +126,7 @@ def test_options_of_a_dataset_need_one(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message):
             find_request(["a.mp4"], **options)
     assert [video.id for video in find_request(["a.mp4"], ids=["a.mp4"]).videos] == ["a.mp4"]
-    with pytest.raises(UsageError, match=r"--ids: 'b' is none of the 1 videos found"):
+    with pytest.raises(UsageError, match=r"--ids: 'b' is not among 1 video found"):
         find_request(["a.mp4"], ids=["b"])
 
 
@@ -166,7 +166,7 @@ def test_paths_may_stand_in_the_environment_and_in_a_file(
     assert len(find_request(dataset="lvu").videos) == len(FILES)
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("VIS4MER_LVU_VIDEOS", str(tmp_path / "empty"))  # comes before the file
-    with pytest.raises(UsageError, match="none of the 5 videos"):
+    with pytest.raises(UsageError, match="none of 5 videos"):
         find_request(dataset="lvu")
     given = find_request(dataset="lvu", videos=tmp_path / "videos")  # comes before both
     assert len(given.videos) == len(FILES)

@@ -16,6 +16,7 @@ from vis4mer.store.convert.importing import import_tokens
 from vis4mer.store.errors import CacheFormatError, UsageError
 from vis4mer.store.records import SourceRecord
 from vis4mer.store.spec import Sampling
+from vis4mer.store.summary import summarise
 
 PTS = (0.1, 0.62, 1.11)  # of a video of a variable rate, sampled at 2 fps
 SOURCE = SourceRecord(name="v.mp4", size=1, mtime_ns=1, sha256="0" * 64)
@@ -49,6 +50,12 @@ def test_the_time_axis_and_the_layout_come_back(tmp_path, file_format):
         assert (record.pts_seconds, record.duration_seconds) == (PTS, 1.7)
     assert done.assumed_times == (file_format == "npy")
     assert "of an export of a cache: 2 fps, 2 prefix + 4x4, backbone" in done.notes[0]
+
+
+def test_a_layout_that_is_asked_for_in_part_is_the_export_s(tmp_path):
+    exported(tmp_path, "npy", grid=(2, 3))  # no square: only the export knows
+    import_tokens([tmp_path / "out"], cache=tmp_path / "d.zarr", prefix=2)
+    assert open_cache(tmp_path / "d.zarr").spec.grid == (2, 3)
 
 
 def test_a_view_and_segments_come_back(tmp_path):
@@ -122,3 +129,16 @@ def test_no_file_fits_is_said_of_all(tmp_path):
     result = run("cache", "import", tmp_path, *to)
     refused(result, 1, "none of 2 files and arrays fits; the first, ", "a.npy: shape (3, 5, 8)")
     assert not (tmp_path / "d.zarr").exists()
+
+
+def test_what_made_a_cache_is_not_unlike_for_its_time_alone(tmp_path):
+    cache = create_cache(tmp_path / "c.zarr", make_spec())
+    for name, host in (("a", "one"), ("b", "one"), ("c", "two")):
+        with cache.write_entry(name, source=SOURCE) as writer:
+            writer.append(make_tokens(1, spec=cache.spec), [0.0])
+            writer.commit(
+                duration_seconds=1.0, provenance={"time": f"2026-01-01T00:00:0{name}", "host": host}
+            )
+    lines = dict(summarise(open_cache(cache.path)).lines(human_bytes=str))
+    assert lines["time"] == "2026-01-01T00:00:0a to 2026-01-01T00:00:0c"
+    assert lines["host"] == "one (2 videos), two (1 video) — not all alike"

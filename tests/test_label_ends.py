@@ -182,3 +182,18 @@ def test_a_place_without_directories_is_one_line(tmp_path: Path) -> None:
     done = run("extract", path, "--cache", "/proc/x.zarr", *BACKBONE)
     assert done.exit_code == 1
     assert "cannot write /proc/x.zarr: no directory can be made there" in done.stderr
+
+
+def test_segments_have_no_window_to_be_shorter_than(tmp_path: Path) -> None:
+    video = {"duration": 5, "class": "A", "start": 1, "end": 4, "recipe_type": 0}
+    subsets = {"AAAAAAAAAAA": "training", "BBBBBBBBBBB": "testing"}
+    database = {name: {**video, "subset": subset} for name, subset in subsets.items()}
+    (tmp_path / "COIN.json").write_text(json.dumps({"database": database}))
+    (tmp_path / "videos").mkdir()
+    media.write_clip(tmp_path / "videos" / "AAAAAAAAAAA.mp4", num_frames=50)
+    where = ("--annotations", tmp_path, "--videos", tmp_path / "videos")
+    shown = run("datasets", "check", "coin", *where).stdout
+    assert "< 60 s" not in shown
+    assert "task: 180 classes, 0 to 2 rows each; 179 without training rows: 1, 2, 3 and" in shown
+    assert "lists what cannot be used, with addresses" in shown
+    assert "< 9 s" in run("datasets", "check", "coin", *where, "--window", 9).stdout

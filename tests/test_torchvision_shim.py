@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from vis4mer.extract.backbones.loading import torchvision_shim
+from vis4mer.extract.backbones import torchvision_shim
 
 
 def test_timm_can_be_imported_after_it() -> None:

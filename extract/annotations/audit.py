@@ -45,9 +45,9 @@ class FoundFile:
 class SplitAudit:
     """One split of one task, counted in videos; class_counts in rows, none for a regression.
 
-    present: with a file, which can be decoded where it was opened. short: at least one row speaks of
-    less than a window, as far as durations are known; None where no window was given. The figures
-    of files are None when no files were looked at.
+    present: with a file, which can be decoded where it was opened. short: at least one row speaks
+    of less than a window, as far as durations are known; None where no window was given. The
+    figures of files are None when no files were looked at.
     """
 
     split: Split
@@ -61,8 +61,8 @@ class SplitAudit:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskAudit:
-    """One task. labels: what they are, such as `3 classes`. floor: the share of the most frequent class among its test rows, or the MSE of
-    predicting zero there; None without test rows.
+    """One task. labels: what they are, such as `3 classes`. floor: the share of the most frequent
+    class among its test rows, or the MSE of predicting zero there; None without test rows.
 
     untrained, untested: classes without a training or test row. in_two_splits: videos. leaking:
     test videos that training has seen themselves, or others of their group.
@@ -110,8 +110,8 @@ class LengthAudit:
 
 @dataclass(frozen=True, kw_only=True)
 class LostVideo:
-    """A video that cannot be used, and where it is wanted. cause, in a word, and problem: `missing`, why its file is
-    undecodable, or that all its labels start after its end."""
+    """A video that cannot be used, and where it is wanted. cause: in a word. problem: `missing`,
+    why its file is undecodable, or that all its labels start after its end."""
 
     id: str
     tasks: tuple[str, ...]

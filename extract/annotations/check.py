@@ -49,8 +49,8 @@ def check_dataset(
     annotations, videos: as for extraction; without a folder of videos a preset's annotations are
     judged alone. reader: opens every file there is; None only looks whether they are there.
     window_seconds: what is shorter is counted, by default a minute, and nothing for a preset that
-    is sampled in segments, however long its videos are. workers: files opened at once. on_file: called
-    after each.
+    is sampled in segments, however long its videos are. workers: files opened at once. on_file:
+    called after each.
 
     Raises UsageError for annotations that cannot be understood.
     """

@@ -189,15 +189,17 @@ def _of_preset(
     wanted = len(found.videos) + len(found.missing)
     if not found.videos and require_files:
         raise UsageError(
-            f"none of {counted(wanted, 'video')} of {_named(read)} has a file below {index.folder} "
-            f"({counted(index.num_files, 'video')} there); expected names such as {found.missing[0]}.mp4 "
+            f"none of {counted(wanted, 'video')} of {_named(read)} has a file below "
+            f"{index.folder} ({counted(index.num_files, 'video')} there); expected names such as "
+            f"{found.missing[0]}.mp4 "
             f"(`vis4mer datasets check {preset.name} --missing FILE.csv` lists what is missing)"
         )
     several = [row.id for row in part.rows(read).values() if len(index.candidates(row.id)) > 1]
     notes = note_of("id with several files, of which the largest is taken", several)
     if found.missing:
         notes.append(
-            f"{len(found.missing):,} of {counted(wanted, 'video')} without a file below {index.folder} "
+            f"{len(found.missing):,} of {counted(wanted, 'video')} without a file below "
+            f"{index.folder} "
             f"(`vis4mer datasets check {preset.name} --missing FILE.csv` lists them)"
         )
     return replace(found, notes=(*found.notes, *notes))

@@ -1,8 +1,8 @@
 """What an export of ours says of the files it wrote, so that an import need not guess it.
 
-`export.json` of their folder, or the attribute `vis4mer` of an HDF5 file, holds the cache's spec. It
-may come from anybody: it is checked as a spec is, and it says how the tokens are laid out and at
-which moments they stand, never whose weights made them. Knows nothing of tokens.
+`export.json` of their folder, or the attribute `vis4mer` of an HDF5 file, holds the cache's spec.
+It may come from anybody: it is checked as a spec is, and it says how the tokens are laid out and
+how frames were sampled, never whose weights made them. Knows nothing of tokens.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ class Exported:
     backbone: str
     prefix: int
     grid: tuple[int, int] | None
+
+    def is_laid_out(self, prefix: int | None, grid: tuple[int, int] | None) -> bool:
+        """Is nothing else asked for than the layout that these files have?"""
+        return prefix in (None, self.prefix) and grid in (None, self.grid)
 
     def describe(self) -> str:
         """Such as `2 fps, 1 prefix + 14x14, backbone vit_tiny`."""

@@ -53,9 +53,9 @@ def import_tokens(
     layout: `vis4mer` is `<id>.npy` of (T, 197, width), the CLS token first; `plain` is described in
     `layouts`, with prefix and grid for what cannot be guessed. All arrays of a cache have one
     layout: that of the first that can be read. fps: frames a second of video, by default what an
-    export says, else 1; prefix, grid, backbone alike. limit: arrays attempted at most; those that are in
-    the cache already do not count. An array that cannot be taken is a recorded failure, and tried
-    again by the next run. progress: called with (done, total, id).
+    export says, else 1; prefix, grid, backbone alike. limit: arrays attempted at most; those that
+    are in the cache already do not count. An array that cannot be taken is a recorded failure, and
+    tried again by the next run. progress: called with (done, total, id).
 
     Raises UsageError for a request that cannot be understood, Vis4merError when no array can be
     read, FingerprintError when the cache was made with other settings, StorageError when it cannot
@@ -66,7 +66,7 @@ def import_tokens(
     exported = find_exported({array.path for array in found.arrays})
     asked = {"fps": fps, "prefix": prefix, "grid": grid, "backbone": backbone}
     notes = _notes(exported, asked) if exported is not None else []
-    if exported is not None and prefix is None and grid is None:
+    if exported is not None and exported.is_laid_out(prefix, grid):
         prefix, grid = exported.prefix, exported.grid
     existing = find_cache(cache)
     chosen = _layout(found.arrays, existing, prefix=prefix, grid=grid)
