@@ -24,7 +24,7 @@ def test_counts_and_short_lists() -> None:
 def test_errors_of_others_in_one_line() -> None:
     assert first_line(ValueError("\n  one \ntwo")) == "one"
     assert first_line(ValueError()) == "ValueError"
-    assert len(first_line(ValueError("x" * 999))) == 200
+    assert first_line(ValueError("x" * 999)) == "x" * 500 + "…"
     assert describe_error(KeyError("k")) == "KeyError: 'k'"
     assert describe_error(OSError()) == "OSError"
 
