@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -34,7 +35,9 @@ _STORE_FAILURES = {
     errno.EPERM: "permission denied; choose a directory that you may write to",
     errno.ENOTDIR: "a part of this path is a file; choose another directory",
     errno.ENAMETOOLONG: "the path is too long; choose a shorter directory",
+    errno.ELOOP: "a link stands there, which is not followed; remove it",
 }
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class StorageError(Vis4merError, OSError):
@@ -73,6 +76,29 @@ def make_directory(path: Path) -> None:
             f"cannot write {path}: no directory can be made there; choose another directory"
         ) from error
     fsync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def held_alone(lock: Path, *, otherwise: str) -> Iterator[None]:
+    """One process at a time holds this file, which is made and stays; the hold dies with its
+    process. Vis4merError with the words `otherwise` while another holds it.
+
+    Some file systems have no locks: there nothing is held. A link is never followed.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    with storage_errors(lock):
+        fd = os.open(lock, flags, 0o666)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Vis4merError(otherwise) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+    finally:
+        os.close(fd)
 
 
 def is_temporary(name: str) -> bool:

@@ -28,7 +28,7 @@ from typing import Any
 from .cache import Cache
 from .convert.arrays import block_bounds
 from .errors import UsageError, Vis4merError
-from .files import StorageError, read_sealed, seal, storage_errors, unseal, write_atomic
+from .files import StorageError, held_alone, read_sealed, seal, storage_errors, unseal, write_atomic
 from .quantise import FIRST_FRAMES_INT8
 from .reader import check_object
 from .records import EntryRecord, StoredObject, record_path, stored_arrays
@@ -38,6 +38,7 @@ from .wording import first_line
 from .writer import TokensWriter, is_committed, sync_directories
 
 _BLOCK_BYTES = 64 << 20
+LOCK = "pool.lock"  # in the cache
 OnEntry = Callable[[int, int, str], None]  # entries done, of how many, the next one's id
 
 
@@ -92,21 +93,24 @@ def pool_cache(
 
     A side that does not divide the grid gives the adaptive average of `pool_grid`. An entry that
     cannot be read, or that is replaced meanwhile, is a failure of its own. Raises UsageError for
-    sides that this cache cannot have, StorageError when the file system refuses.
+    sides that this cache cannot have, StorageError when the file system refuses, Vis4merError while
+    another process does this: of two at once, one would undo what the other committed.
     """
     arrays = _arrays_of(cache, sides, drop=drop)
     run = _Tally()
     started = time.monotonic()
-    ids = cache.ids()
-    for number, entry_id in enumerate(ids):
-        if stop is not None and stop.is_set():
-            run.left = len(ids) - number
-            break
-        if progress is not None:
-            progress(number, len(ids), entry_id)
-        run.take(cache, entry_id, arrays, drop=drop)
-    if run.changed:
-        cache.write_catalog()
+    busy = f"{cache.path}: another `vis4mer cache pool` is at work in it; wait for it"
+    with held_alone(cache.path / LOCK, otherwise=busy):
+        ids = cache.ids()
+        for number, entry_id in enumerate(ids):
+            if stop is not None and stop.is_set():
+                run.left = len(ids) - number
+                break
+            if progress is not None:
+                progress(number, len(ids), entry_id)
+            run.take(cache, entry_id, arrays, drop=drop)
+        if run.changed:
+            cache.write_catalog()
     return PoolSummary(
         arrays=arrays,
         dropped=drop,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 
 class TorchFileError(ValueError):
@@ -25,6 +26,7 @@ def read_torch(path: Path, *, mapped: bool = False) -> object:
     """
     import torch
 
+    _require_stored(path)
     try:
         content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
@@ -36,6 +38,19 @@ def read_torch(path: Path, *, mapped: bool = False) -> object:
     for name, tensor in _tensors(content):
         _require_dense(name, tensor)
     return content
+
+
+def _require_stored(path: Path) -> None:
+    """A few compressed bytes may unpack to more than the memory holds."""
+    if not is_zipfile(path):
+        return  # the form before torch 1.6, or no such file: torch says so
+    try:
+        with ZipFile(path) as file:
+            compressed = any(entry.compress_type != ZIP_STORED for entry in file.infolist())
+    except (BadZipFile, RuntimeError) as error:
+        raise TorchFileError("is damaged; save it anew with torch.save") from error
+    if compressed:
+        raise TorchFileError("is compressed, which torch never does; save it with torch.save")
 
 
 def _tensors(content: object) -> Iterator[tuple[str, Any]]:

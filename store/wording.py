@@ -10,13 +10,16 @@ import re
 from collections.abc import Sequence
 
 _MAX_CHARACTERS = 500  # a line of our own, with a long path, is shorter
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
 # What a spreadsheet computes when a cell begins with it, after spaces and quotes too.
 _FORMULA = re.compile(r"""[\s"']*[=+\-@＝＋－＠]""")
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    """Control characters, line ends, changes of direction and lone surrogates as \\xNN or \\uNNNN.
+    """Control characters, line ends, changes of direction, signs without width and lone
+    surrogates as \\xNN or \\uNNNN.
 
     keep: characters that are left as they are.
     """

@@ -289,6 +289,16 @@ def test_landmarks_are_the_greedy_ones_among_real_tokens():
     assert whole[2, 0].tolist() == slow_landmarks(Q[2, 0], 21, 9)  # ⌊0.7 · 31⌋
 
 
+@pytest.mark.parametrize(
+    ("share", "place"),
+    [(math.nan, 0), (-3.0, 0), (-math.inf, 0), (1.0, 4), (1e9, 4), (math.inf, 4)],
+)
+def test_a_share_that_is_none_still_gives_a_place(share, place):
+    Q, first = draw(1, 1, 5, 4), torch.tensor([[share]])
+    for mask in (None, torch.ones(1, 5, dtype=torch.bool)):
+        assert choose_landmarks(Q, mask, first, number=1).tolist() == [[[place]]]
+
+
 def slow_orthoformer(first, number):
     def attend(Q, K, V):
         P = Q[slow_landmarks(Q, int(first * len(Q)), min(number, len(Q)))]

@@ -282,3 +282,9 @@ def test_what_is_known_by_name(lvu: Path, monkeypatch: pytest.MonkeyPatch) -> No
     shown = run().stdout
     assert "VIS4MER_LVU_VIDEOS" in shown
     assert "4 videos, 4 rows, 1 task: scene" in shown
+
+
+def test_a_name_longer_than_a_system_takes_has_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(f"path,label,split\n{'a' * 300}.mp4,x,train\n")
+    assert len(check_dataset(path, reader=None).lost) == 1

@@ -23,7 +23,8 @@ from vis4mer.store.convert import exporting
 from vis4mer.store.convert.exporting import export_tokens
 from vis4mer.store.convert.importing import import_tokens
 from vis4mer.store.convert.names import FileNames, read_index
-from vis4mer.store.errors import EntryNotFoundError, UsageError
+from vis4mer.store.errors import EntryNotFoundError, UsageError, Vis4merError
+from vis4mer.store.files import held_alone
 from vis4mer.store.tasks import TaskRow, TaskTable
 
 # ids as people have them: plain, with a folder, a leading dash, another case, beyond ASCII, evil
@@ -312,7 +313,7 @@ export_tokens(cache, {str(tmp_path / "out")!r}, file_format={file_format!r})
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == -signal.SIGKILL
     left = {path.name for path in (tmp_path / "out").iterdir() if path.name[0] != "."}
-    assert left <= {"export.json", "index.csv", "a.npy", "a.safetensors"}
+    assert left <= {"export.json", "export.lock", "index.csv", "a.npy", "a.safetensors"}
     summary = export_tokens(cache, tmp_path / "out", file_format=file_format)
     assert summary.already_there == (0 if file_format == "h5" else 1)  # HDF5 is begun anew
     import_tokens([tmp_path / "out"], cache=tmp_path / "d.zarr", prefix=2)
@@ -368,3 +369,94 @@ def test_what_a_killed_export_left_is_removed(tmp_path):
     (out / ".mine.tmp").write_bytes(b"not ours")
     export_tokens(cache, out, file_format="npy")
     assert sorted(p.name for p in out.iterdir() if p.name[0] == ".") == [".mine.tmp"]
+
+
+# What stands ----------------------------------------------------------------------------------
+
+
+def test_a_finished_file_is_never_removed(tmp_path):
+    """Not one that another program has open, not a damaged one, not when a run that adds dies."""
+    cache = some_cache(tmp_path, ids=("a", "b"))
+    out = tmp_path / "out"
+    export_tokens(cache, out, file_format="h5", ids=["a"])
+    file = out / "tokens.h5"
+    before = file.read_bytes()
+    for damaged in (before[: len(before) // 2], b"", bytes(5000)):
+        file.write_bytes(damaged)
+        with pytest.raises(Vis4merError, match="cannot be opened") as caught:
+            export_tokens(cache, out, file_format="h5")
+        assert "\n" not in str(caught.value)
+        assert file.read_bytes() == damaged
+    file.write_bytes(before)
+    code = f"""
+import os
+from vis4mer.store.cache import open_cache
+from vis4mer.store.convert import hdf5
+from vis4mer.store.convert.exporting import export_tokens
+write = hdf5.Hdf5Folder.write
+def write_and_die(self, *rest):
+    write(self, *rest)
+    self._file.flush()
+    os._exit(9)
+hdf5.Hdf5Folder.write = write_and_die
+export_tokens(open_cache({str(cache.path)!r}), {str(out)!r}, file_format="h5")
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert file.read_bytes() == before
+    assert (out / ".tokens.h5.tmp").exists()
+    summary = export_tokens(cache, out, file_format="h5")
+    assert (summary.exported, summary.already_there) == (("b",), 1)
+    assert not (out / ".tokens.h5.tmp").exists()
+
+
+def test_a_part_that_another_program_holds_stays(tmp_path):
+    cache = some_cache(tmp_path, ids=("a",))
+    out = tmp_path / "out"
+    export_tokens(cache, out, file_format="h5")
+    (out / "tokens.h5").rename(out / ".tokens.h5.tmp")
+    code = f"""
+import h5py, sys
+file = h5py.File({str(out / ".tokens.h5.tmp")!r}, "r+", libver="latest", locking=True)
+print("open", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b"open\n"
+        with pytest.raises(Vis4merError, match="another program holds it"):
+            export_tokens(cache, out, file_format="h5")
+        other.stdin.close()
+    assert export_tokens(cache, out, file_format="h5").already_there == 1
+
+
+def test_what_is_no_tokens_is_no_finished_video(tmp_path):
+    cache = some_cache(tmp_path, ids=("a",))
+    export_tokens(cache, tmp_path / "out", file_format="h5")
+    with h5py.File(tmp_path / "out" / "tokens.h5", "r+") as file:
+        file["number"] = 1.0
+        for item in (file["number"], file.create_group("group")):
+            item.attrs.update(id="q", attempt="z")
+    assert export_tokens(cache, tmp_path / "out", file_format="h5").already_there == 1
+    assert set(read_index(tmp_path / "out" / "index.csv")) == {"a"}
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_one_export_writes_to_a_folder(tmp_path, file_format):
+    cache = some_cache(tmp_path, ids=("a",))
+    out = tmp_path / "out"
+    out.mkdir()
+    with held_alone(out / "export.lock", otherwise=""):
+        with pytest.raises(Vis4merError, match="another export is writing there"):
+            export_tokens(cache, out, file_format=file_format)
+        assert [path.name for path in out.iterdir()] == ["export.lock"]
+    assert export_tokens(cache, out, file_format=file_format).exported == ("a",)
+
+
+def test_a_lock_follows_no_link(tmp_path):
+    cache = some_cache(tmp_path, ids=("a",))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "export.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Vis4merError, match="a link stands there"):
+        export_tokens(cache, tmp_path / "out", file_format="npy")
+    assert not (tmp_path / "elsewhere").exists()

@@ -58,10 +58,34 @@ def test_a_name_that_is_looked_up_for_ever_is_not_waited_for(
         raise OSError("no such name")
 
     monkeypatch.setattr(hub, "CONNECT_SECONDS", 0.05)
-    monkeypatch.setattr(socket, "create_connection", look_up)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
     with hub_client() as silent:
         assert silent == "hub.invalid"
+    given_up.set()
+
+
+def test_a_silent_address_does_not_hide_one_that_answers(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up, connect = threading.Event(), hub._connect
+
+    def connect_unless_silent(family: int, address: tuple[object, ...]) -> None:
+        if address[0] == "::1":
+            given_up.wait(30)
+            raise OSError("timed out")
+        connect(family, address)
+
+    stream = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+    found = [
+        (socket.AF_INET6, *stream, ("::1", port, 0, 0)),
+        (socket.AF_INET, *stream, ("127.0.0.1", port)),
+    ]
+    monkeypatch.setattr(hub, "_connect", connect_unless_silent)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://hub.invalid:{port}")
+    with hub_client() as silent:
+        assert silent is None
     given_up.set()
 
 

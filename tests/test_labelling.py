@@ -86,3 +86,16 @@ def test_another_datasets_labels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="lvu names no video in scene"):
         label(cache, tmp_path, tasks=["scene"])
     assert cache.tasks() == []
+
+
+def test_a_damaged_table_is_replaced_and_said(tmp_path: Path) -> None:
+    write_lvu(tmp_path / "lvu_1.0")
+    cache = cache_of(tmp_path / "c.zarr", "01ClRWyf9I4")
+    label(cache, tmp_path, tasks=["director"])
+    (file,) = (cache.path / "tasks").rglob("director*")
+    file.write_bytes(file.read_bytes()[:-9])
+    result = label(cache, tmp_path, tasks=["director"])
+    (change,) = result.tables
+    assert (change.is_new, change.was_damaged) == (True, True)
+    assert "lvu/director: the table in the cache was damaged and is replaced" in result.notes
+    assert cache.task("lvu/director") == change.table

@@ -228,3 +228,17 @@ def test_a_run_that_fails_is_said_by_exit_code_and_line(tmp_path, monkeypatch, w
     assert result.exit_code == exit_code, result.output
     assert f"toy/label, seed {wild[0]}: training diverged at step 1" in result.stderr
     assert ("1 run," in result.stdout) == (exit_code == 3)
+
+
+def test_runs_that_were_planned_and_never_begun_are_not_forgotten(tmp_path):
+    begun = tmp_path / "a-b" / "seed0"
+    for name in ("seed0", "seed1", "seed2"):
+        (tmp_path / "a-b" / name).mkdir(parents=True)
+        (tmp_path / "a-b" / name / "run.lock").touch()
+    (begun / "config.json").touch()
+    config = TrainConfig(task="a/b")
+    with pytest.raises(UsageError, match=r"2 runs planned and never begun \(first a-b/seed1\)"):
+        plan_training(tmp_path, lambda _: config, resume=True)
+    for name in ("seed1", "seed2"):
+        (tmp_path / "a-b" / name / "run.lock").unlink()
+    assert plan_training(tmp_path, lambda _: config, resume=True).jobs == ((config, begun),)

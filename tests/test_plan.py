@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from vis4mer.cli import app
 from vis4mer.extract.backbones.loading import cache_spec
 from vis4mer.extract.planning.dry_run import Amount, ExtractPlan, plan_extraction
-from vis4mer.extract.planning.plan import largest_first
+from vis4mer.extract.planning.plan import SourceError, largest_first, look_at
 from vis4mer.extract.request import ExtractRequest, extract_videos, plan_videos
 from vis4mer.extract.sources import VideoSource
 from vis4mer.extract.stages.pipeline import fill_cache
@@ -375,3 +375,8 @@ def test_a_disk_that_holds_only_what_is_there_does_not_hold_it_all(
         print_plan(replace(found, free_bytes=free), as_json=False)
         said[free] = "does not fit on the disk" in capsys.readouterr().out
     assert list(said.values()) == [True, False]
+
+
+def test_a_name_that_the_system_does_not_take_is_the_files_failure() -> None:
+    with pytest.raises(SourceError, match="cannot be looked at: embedded null"):
+        look_at(Path("a\0.mp4"))

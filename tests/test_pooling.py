@@ -28,7 +28,7 @@ from vis4mer.cli import app
 from vis4mer.store import pooling
 from vis4mer.store.cache import create_cache, open_cache
 from vis4mer.store.convert.exporting import export_tokens
-from vis4mer.store.errors import CacheFormatError, UsageError
+from vis4mer.store.errors import CacheFormatError, UsageError, Vis4merError
 from vis4mer.store.gc import collect_garbage
 from vis4mer.store.pooling import pool_cache
 from vis4mer.store.summary import summarise, view_costs
@@ -260,6 +260,23 @@ def test_two_at_once_do_the_work_once(tmp_path):
     summary = pool_cache(late, (2,))
     assert (summary.changed, summary.unchanged, summary.failures) == ((), 2, ())
     assert attempts(cache) == after
+
+
+def test_a_second_one_waits_for_the_first(tmp_path):
+    """Else the later commit of an entry would drop the copies of the one before it."""
+    cache = cache_of(tmp_path)
+    refusals = []
+
+    def at_work(*_):
+        with pytest.raises(Vis4merError, match="another `vis4mer cache pool`") as caught:
+            pool_cache(open_cache(cache.path), (1,))
+        refusals.append(str(caught.value))
+
+    assert pool_cache(cache, (2,), progress=at_work).changed == ("v0", "v1")
+    assert len(refusals) == 2
+    assert pool_cache(cache, (1,)).changed == ("v0", "v1")
+    assert {"grid1", "grid2"} <= set(open_cache(cache.path).record("v0").token_arrays)
+    assert verify_cache(cache, "full").ok
 
 
 def test_a_damaged_entry_fails_alone_and_stays_as_it_was(tmp_path):

@@ -193,3 +193,26 @@ def test_a_file_that_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
     with pytest.raises(UsageError, match="UTF-8"):
         read_table(tmp_path / "binary.csv")
+
+
+@pytest.mark.parametrize(("first", "second"), [("01", "1"), ("1", "+1"), ("0", "-0")])
+def test_one_number_in_two_spellings_is_refused(tmp_path: Path, first: str, second: str) -> None:
+    path = write(tmp_path, f"path,label,split\na.mp4,{first},train\nb.mp4,{second},test\n")
+    with pytest.raises(UsageError, match=r"line 3: labels .* are one number written in two ways"):
+        read_table(path)
+    text = f"path,label,split\na.mp4,{first},train\nb.mp4,{second},test\nc.mp4,x,test\n"
+    assert len(read_table(write(tmp_path, text)).table.classes) == 3  # names, not numbers
+
+
+@pytest.mark.parametrize("column", ["path", "id"])
+@pytest.mark.parametrize("name", ["a\x07.mp4", "a\x9b.mp4", '"a\nb.mp4"'])
+def test_control_characters_name_no_video(tmp_path: Path, column: str, name: str) -> None:
+    path = write(tmp_path, f"{column},label,split\nb.mp4,x,test\n{name},x,train\n")
+    with pytest.raises(UsageError, match=rf"line [34]: {column} .* holds a control character"):
+        read_table(path)
+
+
+def test_a_name_longer_than_a_system_takes_is_a_video_that_is_not_there(tmp_path: Path) -> None:
+    name = "a" * 300 + ".mp4"
+    labelled = read_table(write(tmp_path, f"id,label,split\n{name},x,train\n"))
+    assert [video.path for video in labelled.videos] == [tmp_path / name]

@@ -1,5 +1,7 @@
 """Files of torch's from anyone: read as tensors, refused in one line, whoever reads them."""
 
+from zipfile import ZIP_DEFLATED, ZipFile
+
 import pytest
 import torch
 from caches import make_cache
@@ -76,3 +78,18 @@ def test_a_container_that_holds_itself_is_no_endless_one(tmp_path):
     content["itself"] = content
     torch.save(content, tmp_path / "a.pt")
     assert read_torch(tmp_path / "a.pt")["itself"]["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path, mapped):
+    torch.save(torch.zeros(1 << 20), tmp_path / "a.pt")
+    assert len(read_torch(tmp_path / "a.pt", mapped=mapped)) == 1 << 20
+    with (
+        ZipFile(tmp_path / "a.pt") as stored,
+        ZipFile(tmp_path / "b.pt", "w", ZIP_DEFLATED) as out,
+    ):
+        for name in stored.namelist():
+            out.writestr(name, stored.read(name))
+    assert (tmp_path / "b.pt").stat().st_size < 1 << 16
+    with pytest.raises(TorchFileError, match="is compressed, which torch never does"):
+        read_torch(tmp_path / "b.pt", mapped=mapped)

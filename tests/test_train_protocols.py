@@ -168,6 +168,7 @@ def test_every_setting_of_a_protocol_exists_and_a_cache_of_another_is_said():
     clips = Sampling(kind="segments", segments=8, clip_frames=4)  # which have no protocol
     assert extraction_note("official", replace(official, sampling=clips)) is None
     assert extraction_note("clean", replace(plain, sampling=clips)) is None
+    assert "squashed" in extraction_note("clean", replace(official, sampling=clips))
     assert "is not known" in extraction_note("clean", replace(plain, preprocess=None))
 
 

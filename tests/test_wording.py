@@ -44,3 +44,8 @@ def test_errors_of_others_in_one_line() -> None:
 )
 def test_no_spreadsheet_computes_a_cell(text: str, cell: str) -> None:
     assert inert_cell(text) == cell
+
+
+def test_signs_without_width_are_spelled_out() -> None:
+    text = "a\u061cb\u200bc\u200fd\ufeffe"
+    assert visible(text) == r"a\u061cb\u200bc\u200fd\ufeffe"

@@ -94,6 +94,7 @@ def choose_landmarks(Q: Tensor, mask: Tensor | None, first: Tensor, *, number: i
 
 def _place(share: Tensor, mask: Tensor | None, length: int) -> Tensor:
     """The place of the real token with ⌊share · n⌋ of the n real ones before it: int64 (B, N)."""
+    share = share.nan_to_num(0.0).clamp(0, 1)  # at evaluation it comes from a file
     if mask is None:
         return (share * length).long().clamp(max=length - 1)
     rank = mask.cumsum(dim=1)  # B L: the real tokens up to each place

@@ -16,7 +16,6 @@ path found in it is followed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import platform
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,7 @@ from ...store import fields as f
 from ...store.errors import CacheFormatError, UsageError, Vis4merError
 from ...store.files import (
     canonical_json,
+    held_alone,
     parse_json,
     read_json_bytes,
     seal,
@@ -271,14 +271,8 @@ def lock_run(folder: Path) -> Iterator[None]:
             raise UsageError(
                 f"--run {folder}: a file stands there, expected a directory"
             ) from error
-        lock = (folder / "run.lock").open("ab")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Vis4merError(
-                f"{folder}: another process is training in it; wait for it, or choose another --run"
-            ) from error
+    busy = f"{folder}: another process is training in it; wait for it, or choose another --run"
+    with held_alone(folder / "run.lock", otherwise=busy):
         for leftover in folder.glob(".*.tmp"):  # of a killed process: we hold the lock
             leftover.unlink(missing_ok=True)
         yield

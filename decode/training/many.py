@@ -16,6 +16,7 @@ from typing import Any
 from ...store.errors import UsageError
 from ...store.keys import task_path
 from ...store.tasks import Split, TaskKind
+from ...store.wording import counted
 from ..config import TrainConfig
 from ..judging.statistics import SeedStatistics
 from ..runs.results import TrainResult, Weights
@@ -86,6 +87,15 @@ def _begun(
 ) -> RunPlan:
     if (folder / "config.json").exists() and not several_asked:
         return RunPlan(jobs=((resolved(folder), folder),), several=False)
+    locked = sorted(path.parent for path in folder.glob("*/seed*/run.lock"))
+    # All runs of a pass are locked before the first begins: a kill leaves some without a config.
+    planned = [run for run in locked if not (run / "config.json").exists()]
+    if planned and not several_asked:
+        raise UsageError(
+            f"--resume: {folder} holds {counted(len(planned), 'run')} planned and never begun "
+            f"(first {planned[0].relative_to(folder)}); give the first command again, without "
+            "--resume"
+        )
     begun = sorted(path.parent for path in folder.glob("*/seed*/config.json"))
     if not begun:
         raise UsageError(f"--resume: {folder} holds no run; leave --resume out to begin one")

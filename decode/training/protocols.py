@@ -101,8 +101,11 @@ def extraction_note(protocol: Protocol, spec: CacheSpec) -> str | None:
             differs.append(f"frames are resized by {spec.preprocess.resize}, official is squash")
         if any(spec.preprocess.mean):
             differs.append("pixels have their mean subtracted, official leaves them in 0 to 1")
-    elif spec.sampling.kind == "spread":
-        differs.append("frames are spread over the file, clean has them at their true times")
+    else:
+        if spec.sampling.kind == "spread":
+            differs.append("frames are spread over the file, clean has them at their true times")
+        if spec.preprocess.resize == "squash" and not any(spec.preprocess.mean):
+            differs.append("frames are squashed and left in 0 to 1, clean has them as weights do")
     if not differs:
         return None
     return f"the cache was not extracted under protocol {protocol}: {'; '.join(differs)}"

@@ -24,7 +24,7 @@ from .audit import Audit, FoundFile, LostVideo, audit_annotations
 from .base import Annotations
 from .index import VideoIndex
 from .presets import PRESETS, find_preset, preset_paths, require_path
-from .table import read_table
+from .table import is_file, read_table
 
 _FIRST_FRAME = Spread(fps=1.0, seconds=1.0)  # one moment, at the very beginning
 WINDOW_SECONDS = 60.0
@@ -155,5 +155,5 @@ def _read_csv(
             f"dataset {str(dataset)!r}: expected {', '.join(PRESETS)}, or a CSV of labels"
         )
     labelled = read_table(dataset, videos=videos)
-    paths = {video.id: video.path if video.path.is_file() else None for video in labelled.videos}
+    paths = {video.id: video.path if is_file(video.path) else None for video in labelled.videos}
     return labelled.annotations, paths

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...store.cache import Cache, open_cache
-from ...store.errors import UsageError
+from ...store.errors import CacheFormatError, UsageError
 from ...store.tasks import TaskTable
 from ...store.wording import counted
 from .base import Annotations
@@ -21,7 +21,8 @@ class TableChange:
 
     is_new: it was not there before. added, removed, changed: ids whose rows came, went, or now say
     something else (label, split, extent or group) than in the table that was there before; all
-    empty when `is_new`. missing: ids that it names and the cache does not hold.
+    empty when `is_new`. missing: ids that it names and the cache does not hold. was_damaged: the
+    cache had a table of this name that could not be read; it counts as none.
     """
 
     table: TaskTable
@@ -30,9 +31,12 @@ class TableChange:
     removed: tuple[str, ...]
     changed: tuple[str, ...]
     missing: tuple[str, ...]
+    was_damaged: bool = False
 
     def describe(self) -> str | None:
         """What a refresh changed, in one line; None where nothing did."""
+        if self.was_damaged:
+            return f"{self.table.reference}: the table in the cache was damaged and is replaced"
         counts = {"added": self.added, "removed": self.removed, "changed": self.changed}
         said = ", ".join(
             f"{counted(len(ids), 'video')} {how}" for how, ids in counts.items() if ids
@@ -75,7 +79,9 @@ def label_cache(
             f"{min(held)!r}; write the names as `vis4mer cache ls` shows them, or give --videos, "
             "the folder that was extracted"
         )
-    return LabelResult(tables=save_tables(opened, tables), notes=read.notes)
+    changes = save_tables(opened, tables)
+    damaged = [change.describe() for change in changes if change.was_damaged]
+    return LabelResult(tables=changes, notes=(*read.notes, *filter(None, damaged)))
 
 
 def save_tables(cache: Cache, tables: Sequence[TaskTable]) -> tuple[TableChange, ...]:
@@ -83,10 +89,14 @@ def save_tables(cache: Cache, tables: Sequence[TaskTable]) -> tuple[TableChange,
     present, held = set(cache.tasks()), set(cache.ids())
     changes = []
     for table in tables:
-        before = cache.task(table.reference) if table.reference in present else None
+        before, was_damaged = None, False
+        try:
+            before = cache.task(table.reference) if table.reference in present else None
+        except CacheFormatError:  # what stands there is replaced, and the note says so
+            was_damaged = True
         if table != before:
             cache.save_task(table)
-        changes.append(_change(table, before, held))
+        changes.append(replace(_change(table, before, held), was_damaged=was_damaged))
     return tuple(changes)
 
 

@@ -33,6 +33,7 @@ from .index import VideoIndex
 from .lines import CsvLine, number, read_csv
 
 _WHOLE_PATTERN = re.compile(r"[+-]?[0-9]{1,300}")  # no longer than a finite float
+_CONTROL_PATTERN = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _OPTIONAL = ("start_seconds", "end_seconds", "group")
 
 
@@ -76,6 +77,8 @@ def read_table(
         sources = [_source_of_id(line, folder, index) for line in lines]
     labels = [_required(line, "label") for line in lines]
     chosen = kind or _kind_of(lines)
+    if chosen == "classification":
+        _require_one_spelling(lines)
     classes = _classes(labels) if chosen == "classification" else ()
     index_of = {name: float(i) for i, name in enumerate(classes)}
     placed = [
@@ -117,18 +120,37 @@ def _required(line: CsvLine, column: str) -> str:
     return line.values[column]
 
 
+def _file_name(line: CsvLine, column: str) -> str:
+    """The value of `path` or `id`, which names a file: with a NUL the system takes it for none."""
+    name = _required(line, column)
+    if _CONTROL_PATTERN.search(name):
+        raise UsageError(
+            f"{line.where}: {column} {name!r} holds a control character, expected the name of a "
+            "video"
+        )
+    return name
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; no where the system takes no such name, as one of 256 bytes."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _source_of_path(line: CsvLine, folder: Path) -> VideoSource:
     """The video of a row by its path. Whether it exists is found out when it is read."""
-    path = folder / _required(line, "path")
+    path = folder / _file_name(line, "path")
     relative = path.relative_to(folder) if path.is_relative_to(folder) else path
     return video_source(path, relative.as_posix())
 
 
 def _source_of_id(line: CsvLine, folder: Path, index: VideoIndex | None) -> VideoSource:
     """The video of a row by its id: the path below the folder, or what the index finds."""
-    name = _required(line, "id")
+    name = _file_name(line, "id")
     path = folder / name
-    if index is None or path.is_file():
+    if index is None or is_file(path):
         return video_source(path, name)
     matches = index.candidates(name) or index.candidates(PurePosixPath(name).name)
     if len(matches) > 1:
@@ -176,6 +198,21 @@ def _classes(labels: Iterable[str]) -> tuple[str, ...]:
     if all(_is_whole(name) for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
+
+
+def _require_one_spelling(lines: Sequence[CsvLine]) -> None:
+    """UsageError where all labels are whole numbers and one is written in two ways: `1`, `01`."""
+    if not all(_is_whole(line.values["label"]) for line in lines):
+        return
+    spelled: dict[int, str] = {}
+    for line in lines:
+        label = line.values["label"]
+        other = spelled.setdefault(int(label), label)
+        if other != label:
+            raise UsageError(
+                f"{line.where}: labels {other!r} and {label!r} are one number written in two "
+                "ways; write one"
+            )
 
 
 def _label(line: CsvLine, index_of: Mapping[str, float]) -> float:

@@ -10,11 +10,13 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 CONNECT_SECONDS = 3.0
 _PORTS = {"http": 80, "https": 443}
+_Address = tuple[Any, ...]  # as its family has it
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
@@ -52,18 +54,43 @@ def _silent_host(endpoint: str) -> str | None:
         return None
     if host is None:
         return None
-    answered = threading.Event()
+    return None if _answers(host, port) else host
 
-    def connect() -> None:
+
+def _answers(host: str, port: int) -> bool:
+    """Whether one of a host's addresses takes a connection. All are tried at once, for the first
+    may be silent (a broken IPv6) where the next answers."""
+    answered, decided = threading.Event(), threading.Event()
+
+    def reach(family: int, address: _Address) -> None:
         with contextlib.suppress(OSError):
-            socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+            _connect(family, address)
             answered.set()
+            decided.set()
 
-    # In a thread, for no timeout holds for the look-up of a name.
-    attempt = threading.Thread(target=connect, name="hub", daemon=True)
-    attempt.start()
-    attempt.join(CONNECT_SECONDS)
-    return None if answered.is_set() else host
+    def look_up() -> None:
+        with contextlib.suppress(OSError, UnicodeError):  # no such name, or none at all
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            attempts = [_thread(reach, family, address) for family, *_, address in found]
+            for attempt in attempts:
+                attempt.join()
+        decided.set()
+
+    _thread(look_up)  # no timeout holds for the look-up of a name
+    decided.wait(CONNECT_SECONDS)
+    return answered.is_set()
+
+
+def _thread(work: Callable[..., None], *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=work, args=arguments, name="hub", daemon=True)
+    thread.start()
+    return thread
+
+
+def _connect(family: int, address: _Address) -> None:
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.settimeout(CONNECT_SECONDS)
+        connection.connect(address)
 
 
 def first_sentence(error: BaseException) -> str:

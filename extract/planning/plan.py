@@ -117,6 +117,8 @@ def look_at(path: Path) -> FileState:
         raise SourceError("there is no such file") from error
     except OSError as error:
         raise SourceError(f"cannot be looked at: {error.strerror}") from error
+    except ValueError as error:  # a NUL in its name
+        raise SourceError(f"cannot be looked at: {error}") from error
     if stat.S_ISDIR(status.st_mode):
         raise SourceError("is a directory, expected a video file")
     if not stat.S_ISREG(status.st_mode):

@@ -8,6 +8,7 @@ which says whose each is. Files are whole or absent; a folder that was begun is 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -24,6 +25,7 @@ from ..cache import Cache
 from ..errors import CacheFormatError, DamagedEntryError, UsageError, Vis4merError
 from ..files import (
     JSON,
+    held_alone,
     is_temporary,
     make_directory,
     read_sealed,
@@ -44,6 +46,7 @@ from .targets import FileFolder, Hdf5Target, Target
 ExportFormat = Literal["npy", "h5", "safetensors"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = ("npy", "h5", "safetensors")
 MARKER = "export.json"
+LOCK = "export.lock"
 _BLOCK_BYTES = 64 << 20
 
 
@@ -116,10 +119,9 @@ def export_tokens(
     wanted, missing = _choose(cache, task=task, split=split, ids=ids)
     root = Path(folder)
     about = _about(cache.spec, file_format, tokens)
-    _prepare(root, about)
     dtype = _written_dtype(cache.spec, file_format)
     started = time.monotonic()
-    with _open_target(root, file_format, dtype, about) as target:
+    with _prepared(root, about), _open_target(root, file_format, dtype, about) as target:
         run = _Export(cache, target, selection, dtype)
         for number, entry_id in enumerate(wanted):
             if stop is not None and stop.is_set():
@@ -287,22 +289,35 @@ def _about(spec: CacheSpec, file_format: ExportFormat, tokens: str | None) -> JS
     }
 
 
-def _prepare(root: Path, about: JSON) -> None:
-    """Make the folder, or see that it is an earlier export of the same kind; UsageError else."""
-    marker = root / MARKER
+@contextlib.contextmanager
+def _prepared(root: Path, about: JSON) -> Iterator[None]:
+    """The folder, new or of an earlier export of the same kind, which no other process writes to.
+
+    Nothing, not even a lock, is written into a folder of other things.
+    """
     with storage_errors(root):
         if root.exists() and not root.is_dir():
             raise UsageError(f"--to {root} is a file, expected a folder")
         make_directory(root)
+    _require_same_kind(root, about)
+    busy = f"--to {root}: another export is writing there; wait for it, or choose another folder"
+    with held_alone(root / LOCK, otherwise=busy):
+        if not _require_same_kind(root, about):  # again: another may have come before the lock
+            write_atomic(root / MARKER, seal(about))
+        remove_unfinished(root)
+        yield
+
+
+def _require_same_kind(root: Path, about: JSON) -> bool:
+    """Is it an earlier export? UsageError for one of another kind, and for other files."""
     try:
-        found = read_sealed(marker)
+        found = read_sealed(root / MARKER)
     except FileNotFoundError:
-        if any(not is_temporary(path.name) for path in root.iterdir()):
+        if any(not is_temporary(path.name) and path.name != LOCK for path in root.iterdir()):
             raise UsageError(
                 f"--to {root} is not empty and no earlier export; choose another folder"
             ) from None
-        write_atomic(marker, seal(about))
-        return
+        return False
     except Vis4merError as error:
         raise UsageError(f"--to {root}: {first_line(error)}; choose another folder") from error
     different = [
@@ -315,4 +330,4 @@ def _prepare(root: Path, about: JSON) -> None:
             f"--to {root} is an export of another kind ({'; '.join(different)}); choose another "
             "folder"
         )
-    remove_unfinished(root)
+    return True

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from stat import S_ISREG
@@ -19,8 +20,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
-from ..files import fsync_directory
+from ..errors import UsageError, Vis4merError
+from ..files import fsync_directory, replacing
+from ..wording import first_line
 from .arrays import (
     MAX_WHOLE_BYTES,
     Blocks,
@@ -37,6 +39,8 @@ _PART = ".tokens.h5.tmp"
 # The newest form of the file: it keeps attributes beyond 64 kB (timestamps of hours of video) and
 # notices when the process that wrote it was killed.
 _FORM = "latest"
+# What HDF5 says of a file whose writer was killed, at once or later.
+_TORN = ("already open for write", "truncated file", "file signature not found")
 
 
 @contextlib.contextmanager
@@ -124,11 +128,34 @@ def _is_own(path: Path) -> bool:
     return True
 
 
+def _whole_datasets(path: Path) -> dict[str, tuple[str, str, int]]:
+    """Tokens that an export finished: id → (name, attempt, frames). OSError as HDF5 raises it."""
+    found: dict[str, tuple[str, str, int]] = {}
+    with h5py.File(path, "r", locking="best-effort") as file:
+        for name in file:
+            if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+                continue  # a link out of the file, which is not ours
+            item = file[name]
+            if not isinstance(item, h5py.Dataset) or item.ndim != 3:
+                continue
+            entry_id, attempt = item.attrs.get("id"), item.attrs.get("attempt")
+            if isinstance(entry_id, str) and isinstance(attempt, str):
+                found[entry_id] = (name, attempt, len(item))
+    return found
+
+
+def _cannot_open(path: Path, error: OSError) -> Vis4merError:
+    return Vis4merError(
+        f"{path} cannot be opened ({first_line(error)}); another program holds it, or it is "
+        "damaged; close it or remove it"
+    )
+
+
 class Hdf5Folder:
     """`tokens.h5` in a folder, filled beside its name and renamed when it is closed whole.
 
-    A file that is there already is gone on with. One whose writer was killed cannot be trusted any
-    more (HDF5 refuses to open it) and is begun anew.
+    A finished file is gone on with in a copy, and stands until that is whole. A part whose writer
+    was killed cannot be trusted any more (HDF5 refuses to open it) and is begun anew.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, object]) -> None:
@@ -149,23 +176,19 @@ class Hdf5Folder:
             fsync_directory(self._path.parent)
 
     def finished(self) -> dict[str, tuple[str, str, int]]:
-        """Datasets that are whole: id → (name, attempt, frames)."""
-        path = self._part if _is_own(self._part) else self._path
-        found: dict[str, tuple[str, str, int]] = {}
-        if not _is_own(path):
-            return found
+        """Datasets that are whole: id → (name, attempt, frames). Vis4merError for a file that
+        cannot be opened."""
+        if _is_own(self._part):
+            try:
+                return _whole_datasets(self._part)
+            except OSError as error:
+                if error.errno is not None or not any(words in str(error) for words in _TORN):
+                    raise _cannot_open(self._part, error) from error
+                self._part.unlink()
         try:
-            with h5py.File(path, "r", locking="best-effort") as file:
-                for name in file:
-                    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-                        continue  # a link out of the file, which is not ours
-                    item = file[name]
-                    entry_id, attempt = item.attrs.get("id"), item.attrs.get("attempt")
-                    if isinstance(entry_id, str) and isinstance(attempt, str):
-                        found[entry_id] = (name, attempt, len(item))
-        except OSError:  # its writer was killed
-            path.unlink()
-        return found
+            return _whole_datasets(self._path) if _is_own(self._path) else {}
+        except OSError as error:
+            raise _cannot_open(self._path, error) from error
 
     def write(
         self,
@@ -194,8 +217,9 @@ class Hdf5Folder:
 
     def _opened(self) -> Any:
         if self._file is None:
-            if self._path.is_symlink() or self._path.exists():
-                self._path.replace(self._part)
+            if not _is_own(self._part) and _is_own(self._path):
+                with self._path.open("rb") as whole, replacing(self._part) as part:
+                    shutil.copyfileobj(whole, part)
             mode = "r+" if _is_own(self._part) else "x"  # x never opens what is there
             self._file = h5py.File(self._part, mode, libver=_FORM)
             self._file.attrs["vis4mer"] = json.dumps(self._about, sort_keys=True)
