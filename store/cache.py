@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from . import fields as f
 from . import quantise
+from .backing import Backing, LocalBacking
 from .catalog import CatalogRow, Snapshot, load_snapshot, save_catalog
 from .errors import CacheFormatError, EntryNotFoundError, UsageError, Vis4merError
 from .failures import FailureRecord
@@ -109,6 +110,7 @@ class Cache:
 
     def __init__(self, path: Path, spec: CacheSpec) -> None:
         self.path = path
+        self.backing: Backing = LocalBacking(path)
         self.spec = spec
         self._entries: Snapshot | None = None
         self._records: dict[str, EntryRecord] = {}
@@ -193,7 +195,7 @@ class Cache:
             raise UsageError(f"out has shape {out.shape}, expected {shape}")
         stored_as_read = self.spec.stored_dtype == "float16"
         if out is not None and stored_as_read and out.dtype == dtype and out.flags.c_contiguous:
-            return read_frames(self.path, record, array, chosen, out, verify=verify)
+            return read_frames(self.backing, record, array, chosen, out, verify=verify)
         values = self._read_decoded(record, array, chosen, verify=verify)
         if out is None:
             return values
@@ -351,19 +353,19 @@ class Cache:
     def _snapshot(self) -> Snapshot:
         with self._lock:
             if self._entries is None:
-                self._entries = load_snapshot(self.path)
+                self._entries = self.backing.snapshot()
             return self._entries
 
     def _read_decoded(
         self, record: EntryRecord, array: str, frames: NDArray[np.int64], *, verify: bool
     ) -> Tokens:
-        values = read_frames(self.path, record, array, frames, verify=verify)
+        values = read_frames(self.backing, record, array, frames, verify=verify)
         if self.spec.stored_dtype == "bfloat16":
             return quantise.decode_bfloat16(values)
         if self.spec.stored_dtype == "int8":
-            scale = read_frames(self.path, record, f"{array}_scale", frames, verify=verify)
+            scale = read_frames(self.backing, record, f"{array}_scale", frames, verify=verify)
             row = np.zeros(1, dtype=np.int64)
-            channel = read_frames(self.path, record, f"{array}_channel", row, verify=verify)[0]
+            channel = read_frames(self.backing, record, f"{array}_channel", row, verify=verify)[0]
             return quantise.decode_int8(values, scale, channel)
         return values
 

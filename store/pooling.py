@@ -25,12 +25,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .backing import require_file
 from .cache import Cache
 from .convert.arrays import block_bounds
 from .errors import UsageError, Vis4merError
 from .files import StorageError, held_alone, read_sealed, seal, storage_errors, unseal, write_atomic
 from .quantise import FIRST_FRAMES_INT8
-from .reader import check_object
 from .records import EntryRecord, StoredObject, record_path, stored_arrays
 from .spec import CacheSpec, require_writable
 from .views import pool_grid
@@ -224,7 +224,7 @@ def _link(source: Path, target: Path, objects: Mapping[str, StoredObject], entry
     """The same files under a second name; DamagedEntryError for what is not as recorded."""
     target.mkdir()
     for path, stored in objects.items():
-        check_object(source / path, stored.size, entry_id)
+        require_file(source / path, stored.size, entry_id)
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         os.link(source / path, target / path)
 

@@ -8,21 +8,19 @@ No locks, no writes, no state: any number of threads may read.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .backing import Backing, ObjectFile, shown
 from .errors import DamagedEntryError
-from .files import canonical_json, parse_json, read_json_bytes
+from .files import MAX_JSON_BYTES, canonical_json, parse_json
 from .layout import (
     CRC_BYTES,
     INDEX_ENTRY_BYTES,
@@ -37,7 +35,6 @@ from .records import ArrayRecord, EntryRecord, shard_path
 
 _MAX_PARTS = 512  # of one preadv: half of Linux's IOV_MAX
 _MAX_BYTES = 1 << 30  # of one preadv: Linux stops at 2 GiB
-_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +47,7 @@ class _Placement:
 
 
 def read_frames(
-    root: Path,
+    backing: Backing,
     record: EntryRecord,
     array: str,
     frames: NDArray[np.int64],
@@ -65,21 +62,19 @@ def read_frames(
     any memory is taken for what a record claims and its files do not hold.
     """
     layout = record.arrays[array]
-    folder = root / record.folder
     placements = list(_by_shard(frames, layout.frames_per_shard))
-    shards = [_Shard(folder, record, array, placement.shard) for placement in placements]
-    if not _is_plain(folder, record, array):
+    shards = [_Shard(backing, record, array, placement.shard) for placement in placements]
+    if not _is_plain(backing, record, array):
         for shard in shards:
             shard.check_other(verify=verify)
-        return _read_through_zarr(folder, record, array, frames, out)
+        return _read_through_zarr(backing.zarr_folder(record), record, array, frames, out)
     for shard in shards:
         shard.check_plain()
     if out is None:
         out = _empty(layout, len(frames))
     rows = out.view(np.uint8).reshape(len(frames), frame_bytes(layout.shape, layout.dtype))
     for placement, shard in zip(placements, shards, strict=True):
-        with shard:
-            shard.read(placement.frames, rows, placement.rows, verify=verify)
+        shard.read(placement.frames, rows, placement.rows, verify=verify)
     return out
 
 
@@ -88,47 +83,35 @@ def _empty(layout: ArrayRecord, num_frames: int) -> NDArray[Any]:
 
 
 class _Shard:
-    """One shard file; as a context manager open, with its checked index."""
+    """One shard of an array, and how to get frames out of it."""
 
-    def __init__(self, folder: Path, record: EntryRecord, array: str, shard: int) -> None:
+    def __init__(self, backing: Backing, record: EntryRecord, array: str, shard: int) -> None:
         layout = record.arrays[array]
-        path = shard_path(array, shard, dims=len(layout.shape) - 1)
-        self._path = folder / path
-        self._id = record.id
-        self._name = _shown(self._path, record.id)
-        self._stored = record.objects[path]
+        self._backing = backing
+        self._record = record
+        self._path = shard_path(array, shard, dims=len(layout.shape) - 1)
+        self._stored = record.objects[self._path]
         self._frame_size = frame_bytes(layout.shape, layout.dtype)
         first = shard * layout.frames_per_shard
         self._num_frames = min(layout.frames_per_shard, layout.shape[0] - first)
         self._index_size = layout.frames_per_shard * INDEX_ENTRY_BYTES + CRC_BYTES
 
     def check_plain(self) -> None:
-        """The file is there, of the recorded size, and has room for its frames."""
-        check_object(self._path, self._stored.size, self._id)
+        """The object is there, of the recorded size, and has room for its frames."""
+        self._backing.require(self._record, self._path)
         least = self._num_frames * (self._frame_size + CRC_BYTES) + self._index_size
         if self._stored.size < least:
             raise DamagedEntryError(
-                f"{self._name}: {self._stored.size} bytes, too few for {self._num_frames} frames"
+                f"{self._path} of video {self._record.id!r}: {self._stored.size} bytes, too few "
+                f"for {self._num_frames} frames"
             )
 
     def check_other(self, *, verify: bool) -> None:
-        """The file is there, of the recorded size; verify: and its bytes are those recorded."""
-        check_object(self._path, self._stored.size, self._id)
+        """The object is there, of the recorded size; verify: and its bytes are those recorded."""
+        self._backing.require(self._record, self._path)
         if verify:
-            check_crc32c(self._path, self._stored.crc32c, self._id)
-
-    def __enter__(self) -> _Shard:
-        with _damage(self._name):
-            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            self._index = self._read_index()
-        except BaseException:
-            os.close(self._fd)
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+            with self._backing.open(self._record, self._path) as stored:
+                stored.require_crc32c(self._stored.crc32c)
 
     def read(
         self,
@@ -140,38 +123,29 @@ class _Shard:
     ) -> None:
         """Read `frames` of this shard into out[rows], each (bytes of a frame)."""
         checksums = np.empty((len(frames), CRC_BYTES), dtype=np.uint8)
-        offsets = self._index.offsets[frames].astype(np.int64)
-        for run in _runs(offsets, self._frame_size + CRC_BYTES):
-            parts: list[memoryview] = []
-            for i in run:
-                parts += [out[rows[i]].data, checksums[i].data]
-            self._fill(parts, int(offsets[run[0]]))
+        with self._backing.open(self._record, self._path) as stored:
+            offsets = self._read_index(stored).offsets[frames].astype(np.int64)
+            for run in _runs(offsets, self._frame_size + CRC_BYTES):
+                parts: list[memoryview] = []
+                for i in run:
+                    parts += [out[rows[i]].data, checksums[i].data]
+                stored.fill(parts, int(offsets[run[0]]))
         if verify:
             for i, row in enumerate(rows):
                 if struct.pack("<I", crc32c(out[row])) != checksums[i].tobytes():
                     raise DamagedEntryError(
-                        f"{self._name}: frame {int(frames[i])} of the shard fails its checksum"
+                        f"{stored.name}: frame {int(frames[i])} of the shard fails its checksum"
                     )
 
-    def _fill(self, parts: list[memoryview], offset: int) -> None:
-        """Read from `offset` until every part is full; one call may give less than was asked."""
-        while parts:
-            with _damage(self._name):
-                got = os.preadv(self._fd, parts, offset)
-            if got == 0:
-                raise DamagedEntryError(f"{self._name}: the file ends within its frames")
-            offset += got
-            parts = _unfilled(parts, got)
-
-    def _read_index(self) -> ShardIndex:
+    def _read_index(self, stored: ObjectFile) -> ShardIndex:
         data = bytearray(self._index_size)
-        self._fill([memoryview(data)], self._stored.size - self._index_size)
+        stored.fill([memoryview(data)], self._stored.size - self._index_size)
         return decode_index(
             bytes(data),
             num_frames=self._num_frames,
             expected_size=self._frame_size + CRC_BYTES,
             shard_size=self._stored.size,
-            name=self._name,
+            name=stored.name,
         )
 
 
@@ -186,7 +160,7 @@ def _read_through_zarr(
     import zarr
 
     layout = record.arrays[array]
-    name = _shown(folder / array, record.id)
+    name = shown(folder / array, record.id)
     try:
         # Version 2 of Zarr knows codecs that unpickle.
         opened = zarr.open_array(folder / array, mode="r", zarr_format=3)
@@ -206,61 +180,23 @@ def _read_through_zarr(
         ) from error
 
 
-def check_object(path: Path, expected_size: int, entry_id: str) -> None:
-    """Raise DamagedEntryError unless `path` is a plain file of `expected_size` bytes."""
-    name = _shown(path, entry_id)
-    with _damage(name):
-        stat = os.lstat(path)
-    if not S_ISREG(stat.st_mode):
-        raise DamagedEntryError(f"{name}: not a plain file")
-    if stat.st_size != expected_size:
-        raise DamagedEntryError(
-            f"{name}: {stat.st_size} bytes, but the record says {expected_size}; the file is torn"
-        )
-
-
-def check_crc32c(path: Path, expected: int, entry_id: str) -> None:
-    """Raise DamagedEntryError unless the bytes of `path` have this crc32c."""
-    name = _shown(path, entry_id)
-    found = 0
-    with _damage(name), path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            found = crc32c(block, found)
-    if found != expected:
-        raise DamagedEntryError(
-            f"{name}: its bytes have the crc32c {found:08x}, but the record says {expected:08x}"
-        )
-
-
-def _shown(path: Path, entry_id: str) -> str:
-    return f"{path} (video {entry_id!r})"
-
-
-@contextlib.contextmanager
-def _damage(name: str) -> Iterator[None]:
-    """Turn an operating system's refusal into an error that names the file and the video."""
-    try:
-        yield
-    except OSError as error:
-        raise DamagedEntryError(
-            f"{name}: cannot be read ({error.strerror}); "
-            "`vis4mer cache verify` lists what is damaged"
-        ) from error
-
-
-def _is_plain(folder: Path, record: EntryRecord, array: str) -> bool:
+def _is_plain(backing: Backing, record: EntryRecord, array: str) -> bool:
     """Is the array laid out as `layout.array_metadata` says, so that its bytes can be parsed?"""
     layout = record.arrays[array]
-    path = folder / array / "zarr.json"
-    stored = record.objects[f"{array}/zarr.json"]
-    check_object(path, stored.size, record.id)
-    with _damage(_shown(path, record.id)):
-        data = read_json_bytes(path)
+    path = f"{array}/zarr.json"
+    stored = record.objects[path]
+    if stored.size > MAX_JSON_BYTES:
+        raise DamagedEntryError(
+            f"{path} of video {record.id!r}: {stored.size} bytes of JSON, expected at most "
+            f"{MAX_JSON_BYTES}"
+        )
+    with backing.open(record, path) as opened:
+        data = opened.read()
     if data == _plain_metadata(layout.shape, layout.dtype, layout.frames_per_shard):
         return True
     if crc32c(data) != stored.crc32c:
-        raise DamagedEntryError(f"{_shown(path, record.id)}: its bytes are not those recorded")
-    found = parse_json(data, name=str(path))
+        raise DamagedEntryError(f"{opened.name}: its bytes are not those recorded")
+    found = parse_json(data, name=opened.name)
     plain = array_metadata(
         layout.shape, dtype=layout.dtype, frames_per_shard=layout.frames_per_shard, attributes={}
     )
@@ -274,15 +210,6 @@ def _plain_metadata(shape: tuple[int, ...], dtype: str, frames_per_shard: int) -
     return canonical_json(
         array_metadata(shape, dtype=dtype, frames_per_shard=frames_per_shard, attributes={})
     )
-
-
-def _unfilled(parts: list[memoryview], num_bytes: int) -> list[memoryview]:
-    """What is left of `parts` when their first bytes have been filled."""
-    for i, part in enumerate(parts):
-        if num_bytes < part.nbytes:
-            return [part[num_bytes:], *parts[i + 1 :]]
-        num_bytes -= part.nbytes
-    return []
 
 
 def _by_shard(frames: NDArray[np.int64], frames_per_shard: int) -> Iterator[_Placement]:

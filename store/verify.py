@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .backing import Backing
 from .cache import Cache
 from .errors import CacheFormatError
 from .files import read_sealed
 from .layout import MAX_SHARD_FRAMES
-from .reader import check_crc32c, check_object, read_frames
+from .reader import read_frames
 from .records import RECORDS, EntryRecord, record_path
 
 VerifyMode = Literal["quick", "full"]
@@ -65,7 +66,7 @@ def verify_cache(
             record = _read_record(path, cache)
             num_entries += 1
             num_bytes += record.num_bytes
-            problems += _entry_problems(cache.path, record, mode)
+            problems += _entry_problems(cache.backing, record, mode)
         except FileNotFoundError:  # removed a moment ago
             pass
         except (CacheFormatError, OSError) as error:
@@ -104,29 +105,29 @@ def _table_problems(cache: Cache) -> Iterator[Problem]:
             yield Problem(id=None, reason=str(error))
 
 
-def _entry_problems(root: Path, record: EntryRecord, mode: VerifyMode) -> Iterator[Problem]:
-    folder = root / record.folder
+def _entry_problems(backing: Backing, record: EntryRecord, mode: VerifyMode) -> Iterator[Problem]:
     sound = True
     for path, stored in record.objects.items():
         try:
-            check_object(folder / path, stored.size, record.id)
+            backing.require(record, path)
             if mode == "full":
-                check_crc32c(folder / path, stored.crc32c, record.id)
+                with backing.open(record, path) as opened:
+                    opened.require_crc32c(stored.crc32c)
         except OSError as error:
             sound = False
             yield Problem(id=record.id, reason=str(error))
     if mode == "full" and sound:
-        yield from _value_problems(root, record)
+        yield from _value_problems(backing, record)
 
 
-def _value_problems(root: Path, record: EntryRecord) -> Iterator[Problem]:
+def _value_problems(backing: Backing, record: EntryRecord) -> Iterator[Problem]:
     """Read every array as a user would and compare the SHA-256 of its values."""
     for array, layout in record.arrays.items():
         digest = hashlib.sha256()
         try:
             for start in range(0, layout.shape[0], MAX_SHARD_FRAMES):
                 frames = np.arange(start, min(start + MAX_SHARD_FRAMES, layout.shape[0]))
-                digest.update(read_frames(root, record, array, frames).data)
+                digest.update(read_frames(backing, record, array, frames).data)
         except OSError as error:
             yield Problem(id=record.id, reason=str(error))
             continue

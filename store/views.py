@@ -114,6 +114,11 @@ class TokenView:
         if self.grid is not None:
             self.stored_array(spec, spec.arrays)
 
+    def stored_arrays(self, spec: CacheSpec, arrays: tuple[str, ...]) -> tuple[str, ...]:
+        """All of `arrays` that the view is read from: `prefix`, its `stored_array`, or both."""
+        patches = () if self.grid is None else (self.stored_array(spec, arrays),)
+        return ("prefix", *patches) if self.cls else patches
+
     def stored_array(self, spec: CacheSpec, arrays: tuple[str, ...]) -> str:
         """The cheapest of `arrays` that gives the view's grid: its own pooled copy, or `patch`."""
         array = self.find_array(spec, arrays)
