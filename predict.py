@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .store.errors import UsageError
-from .store.spec import CacheSpec, Preprocess, require_same
+from .store.spec import CacheSpec
 
 if TYPE_CHECKING:
     from .decode.judging.predict import EntryPrediction
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from .extract.readers.base import VideoStream
     from .extract.sources import VideoSource
     from .extract.stages.progress import DamagedVideo
+    from .store.cache import Cache
     from .store.failures import FailureRecord
 
 GROUP_VIDEOS = 16
 """So many videos' tokens are on the disk (in TMPDIR) at once, however many are predicted."""
 
 OnPhase = Callable[[str], None]
+OnPredicted = Callable[["Cache", "Sequence[EntryPrediction]"], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,23 +74,29 @@ def predict_videos(
     device: str = "auto",
     stride_seconds: float | None = None,
     on_phase: OnPhase | None = None,
+    on_predicted: OnPredicted | None = None,
 ) -> VideoPredictions:
     """Predict video files (paths, folders, globs) with a trained run.
 
     backbone, weights: needed only when the run's cache was made with a plug-in or with a weights
     file; they must make the same tokens, or FingerprintError says which field differs.
     stride_seconds: between the run's windows, whose predictions are averaged; default the run's
-    own. on_phase: told in words what begins. A video that cannot be read is among the failures.
+    own. on_phase: told in words what begins. on_predicted: given the predictions of some videos
+    and the cache of their tokens, which is gone afterwards. A video that cannot be read is among
+    the failures.
     Raises UsageError for a device that is not here or a video that does not exist, before anything
     is read.
     """
     from .decode.device import Compute
+    from .decode.judging.walk import require_walks
     from .extract.sources import resolve_sources
 
     tell = on_phase or (lambda _: None)
     opened = _opened(run)
     sources = resolve_sources([str(video) for video in videos])
     Compute.of(device=device)
+    if opened.about.train.lanes and stride_seconds is not None:
+        require_walks(opened.about.plan, stride_seconds=stride_seconds)
     opened.load_decoder()  # a run without weights is refused before its videos are read
     tell("loading the backbone")
     loaded = load_backbone_of(opened, backbone=backbone, weights=weights, device=device)
@@ -104,6 +112,7 @@ def predict_videos(
             device=device,
             stride_seconds=stride_seconds,
             tell=tell,
+            on_predicted=on_predicted,
             where=f"videos {start + 1}–{start + len(group)} of {len(sources)}",
         )
         predictions += found.predictions
@@ -122,6 +131,7 @@ def _predict_group(
     device: str,
     stride_seconds: float | None,
     tell: OnPhase,
+    on_predicted: OnPredicted | None,
     where: str,
 ) -> VideoPredictions:
     """Predict videos through a cache that is gone afterwards."""
@@ -142,6 +152,8 @@ def _predict_group(
             predictions = predict_entries(
                 run, cache, ids, stride_seconds=stride_seconds, device=device
             )
+            if on_predicted is not None:
+                on_predicted(cache, predictions)
     return VideoPredictions(
         predictions=tuple(predictions),
         failures=tuple(sorted(summary.failures, key=lambda failure: place[failure.id])),
@@ -258,50 +270,26 @@ def load_backbone_of(
 
     Raises UsageError when it has to be named again, FingerprintError when it is another one.
     """
-    from .extract.backbones.loading import cache_spec, load_backbone
-    from .extract.protocols import prepared_as
+    from .extract.backbones.again import load_backbone_again
 
-    spec = run.about.spec
-    preprocess = _known_preprocess(run, spec)
-    _require_named(run, spec, backbone=backbone, weights=weights)
-    loaded = load_backbone(
-        backbone or spec.backbone,
-        weights=weights or spec.weights,
+    _require_known(run, run.about.spec)
+    return load_backbone_again(
+        run.about.spec,
+        has=f"{run.path} was trained on tokens",
+        name=f"the cache of {run.path}",
+        backbone=backbone,
+        weights=weights,
         device=device,
-        compute_dtype=spec.compute_dtype,
     )
-    loaded = prepared_as(loaded, preprocess)
-    made = cache_spec(
-        loaded, sampling=spec.sampling, reader=spec.reader, stored_dtype=spec.stored_dtype
-    )
-    require_same(spec, replace(made, arrays=spec.arrays), name=f"the cache of {run.path}")
-    return loaded
 
 
-def _known_preprocess(run: Run, spec: CacheSpec) -> Preprocess:
+def _require_known(run: Run, spec: CacheSpec) -> None:
     """UsageError for tokens of which nobody can say how they were made."""
     if spec.preprocess is None or spec.weights == "unknown":
         raise UsageError(
             f"{run.path} was trained on imported tokens, of which it is not known how they were "
             "made from video; use evaluate on a cache of such tokens, or train on a cache that "
             "`vis4mer extract` made"
-        )
-    return spec.preprocess
-
-
-def _require_named(run: Run, spec: CacheSpec, *, backbone: str | None, weights: str | None) -> None:
-    """UsageError for a backbone or weights that are nobody's but the run's own word."""
-    from .extract.backbones.weights import random_seed
-
-    if ":" in spec.backbone and backbone is None:
-        raise UsageError(
-            f"{run.path} was trained on tokens of {spec.backbone!r}, a plug-in or hub address "
-            f"outside timm's own list; if you trust it, add --backbone {spec.backbone}"
-        )
-    if weights is None and spec.weights != "hub" and random_seed(spec.weights) is None:
-        raise UsageError(
-            f"{run.path} was trained on tokens of {spec.backbone} with weights from a file "
-            f"(sha256 {spec.weights_sha256[:12]}…); add --weights FILE"
         )
 
 

@@ -6,6 +6,11 @@
 Every row is measured in a fresh process: seconds are the median over steps after the first two,
 the peak is the process's largest resident size, with Python, torch and the tokens in it. Tokens
 are random float16, as from a cache.
+
+What `vis4mer bench` does not say: the memory of the whole process, that of Python and torch
+included, from tokens in the type in which a cache holds them. It is what a machine must have to
+train at all, and what the released implementation was measured by. To compare decoders, or token
+views, use the bench: its figures are of the decoder alone, above what an idle process holds.
 """
 
 from __future__ import annotations

@@ -28,6 +28,12 @@ def predict(
     ] = False,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     stride: Annotated[float | None, typer.Option(help="Seconds between windows.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw where the decoder looked: a PNG file, of one video.")
+    ] = None,
+    at: Annotated[
+        float | None, typer.Option(help="With --figure: seconds; draw the window there.")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="Needed for a plug-in backbone.")] = None,
     weights: Annotated[str | None, typer.Option(help="Needed for weights from a file.")] = None,
     device: Device = "auto",
@@ -38,15 +44,25 @@ def predict(
     With --stream, a line a frame says what is predicted since the last reset, every window; with
     --json too, each is a JSON object of its own.
 
+    With --figure, frames of a window are drawn with the patches that the decoder kept
+    (selective_s4), or the weight that each had (attentive-probe).
+
     Example: vis4mer predict new.mp4 --run runs/s4 --stream
+
+    Example: vis4mer predict new.mp4 --run runs/selective --figure looked.png --at 75
     """
+    from .. import look as looking
     from .. import predict as predicting
     from ..decode.runs.run import open_run
 
     opened = open_run(run)
+    if at is not None and figure is None:
+        raise UsageError(f"--at {at:g}: which window of a figure; add --figure FILE.png")
     if stream:
         if stride is not None:
             raise UsageError("--stride goes without --stream: a stream's windows never overlap")
+        if figure is not None:
+            raise UsageError("--figure goes without --stream: it shows a whole window")
         events = predicting.stream_videos(
             videos, opened, backbone=backbone, weights=weights, device=device
         )
@@ -54,17 +70,31 @@ def predict(
             *render.print_stream(events, classes=opened.about.classes, top=top, as_json=as_json)
         )
         return
+    drawn = None
     with console.Progress() as show:
-        found = predicting.predict_videos(
-            videos,
-            opened,
-            backbone=backbone,
-            weights=weights,
-            device=device,
-            stride_seconds=stride,
-            on_phase=show,
-        )
-    render.print_predictions(found, top=top, as_json=as_json)
+        if figure is None:
+            found = predicting.predict_videos(
+                videos,
+                opened,
+                backbone=backbone,
+                weights=weights,
+                device=device,
+                stride_seconds=stride,
+                on_phase=show,
+            )
+        else:
+            found, drawn = looking.predict_and_draw(
+                videos,
+                opened,
+                figure,
+                at_seconds=at,
+                backbone=backbone,
+                weights=weights,
+                device=device,
+                stride_seconds=stride,
+                on_phase=show,
+            )
+    render.print_predictions(found, top=top, as_json=as_json, drawn=drawn)
     exit_with(len(found.predictions), len(found.failures))
 
 

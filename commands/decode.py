@@ -38,6 +38,12 @@ def train_decoder(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training videos.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Windows in a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of AdamW.")] = None,
+    shuffle_frames: Annotated[
+        bool, typer.Option("--shuffle-frames", help="A control: frames in a random order.")
+    ] = False,
+    lanes: Annotated[
+        bool, typer.Option("--lanes", help="Whole videos in order, for a decoder with a memory.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and windows.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
     share_memory: Annotated[
@@ -85,6 +91,8 @@ def train_decoder(
         "epochs": epochs,
         "batch_size": batch_size,
         "optimizer.lr": lr,
+        "shuffle_frames": shuffle_frames or None,
+        "lanes": lanes or None,
         "seed": seed,
         "device": device,
     }
@@ -172,11 +180,26 @@ def evaluate(
     render.print_evaluation(result, as_json=as_json)
 
 
-def decoders(as_json: Json = False) -> None:
-    """The decoders there are, with their options (`--set decoder.OPTION=VALUE`).
+def decoders(
+    tokens: Annotated[str, typer.Option(help="Token view of the costs, with frames.")] = "60x14x14",
+    dim: Annotated[int, typer.Option(help="Width of the tokens.")] = 1024,
+    as_json: Json = False,
+) -> None:
+    """The decoders there are: source, cost, and options (`--set decoder.OPTION=VALUE`).
 
-    Example: vis4mer decoders
+    Costs are of one window and the options' defaults, computed and not measured: what a machine
+    makes of them says `vis4mer bench`.
+
+    Example: vis4mer decoders --tokens 60x7x7
     """
     from ..decode.decoders import describe_decoders
+    from ..decode.decoders.cost import COUNTED, NOT_COUNTED, decoder_costs
+    from ..store.views import TokenView
 
-    render.print_decoders(describe_decoders(), as_json=as_json)
+    view = TokenView.parse(tokens)
+    costs = decoder_costs(view, dim=dim)
+    setting = f"one window of {view} tokens, {dim} wide, with default options"
+    counted = (COUNTED, NOT_COUNTED)
+    render.print_decoders(
+        describe_decoders(), costs, setting=setting, counted=counted, as_json=as_json
+    )

@@ -100,8 +100,14 @@ class TrainConfig:
     tokens: a token view such as 60x14x14; None for the cache's own patch grid, every frame.
     window_seconds: length of a window; in a cache of segments a window is the whole entry.
     windows_per_video: random windows of each video an epoch.
+    lanes: for a decoder with a memory: each epoch reads every window of every video once, in order,
+    `batch_size` videos side by side, and what is remembered of a window is carried to the next.
+    So it is where the run is judged: a window goes on from the one that ended where it begins, and
+    where there is none, as at a video's start, nothing is remembered.
     padding: what follows a window that its video cuts short: frames that are masked, or `zeros`
     that count as frames, up to the full window.
+    shuffle_frames: a control: the frames of every window come in a random order, in training and
+    wherever the run is judged or predicts. What it can still do needs no order.
     hold_out: share of the training groups (a row's group, else its video) that becomes the
     validation split where the task has none.
     blocks: parts that each epoch's videos are dealt into; batches are drawn from one part after
@@ -126,6 +132,8 @@ class TrainConfig:
     window_seconds: float = 60.0
     windows_per_video: int = 1
     padding: Padding = "masked"
+    shuffle_frames: bool = False
+    lanes: bool = False
     hold_out: float = 0.0
     epochs: int = 100
     batch_size: int = 16
@@ -151,6 +159,8 @@ class TrainConfig:
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         dealt = self.blocks is None or 1 <= self.blocks <= MOST_BLOCKS
         _require("blocks", self.blocks, dealt, f"1 to {MOST_BLOCKS}")
+        if self.lanes:
+            self._require_whole_videos()
         _require("hold_out", self.hold_out, 0 <= self.hold_out < 1, "at least 0 and less than 1")
         known = self.init is None or re.fullmatch("[0-9a-f]{64}", self.init) is not None
         _require("init", self.init, known, "none or a SHA-256, which `--init RUN` sets")
@@ -158,6 +168,15 @@ class TrainConfig:
         choices = {"precision": Precision, "select": Select, "padding": Padding}
         for name, choice in {**choices, "protocol": Protocol}.items():
             convert(getattr(self, name), choice, field=name)
+
+    def _require_whole_videos(self) -> None:
+        """What goes with lanes."""
+        once = "1 with lanes, which read every window once"
+        _require("windows_per_video", self.windows_per_video, self.windows_per_video == 1, once)
+        masked = "masked with lanes, where zeros would be remembered as frames"
+        _require("padding", self.padding, self.padding == "masked", masked)
+        together = "none or 1 with lanes, to which all videos are dealt"
+        _require("blocks", self.blocks, self.blocks in (None, 1), together)
 
     def to_json(self) -> dict[str, Any]:
         """Nested JSON; `from_json` gives an equal record back."""

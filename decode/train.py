@@ -30,11 +30,11 @@ from .training.job import Job, prepare_job
 from .training.progress import OnProgress
 from .training.side_by_side import Outcome, Pass
 
-# What runs of one pass have in common: the reads, and how they are made.
+# What runs of one pass have in common, beside `WindowPlan.reads`: how the reads are made.
 SHARED = (
-    "tokens",
     "window_seconds",
     "padding",
+    "lanes",
     "epochs",
     "blocks",
     "device",
@@ -81,9 +81,10 @@ def train_decoders(
     config nor a run begun says it. several: more may join them later, so that even one run is dealt
     into blocks that leave room. init: as in `train_decoder`, for all of them.
 
-    Every config says the same of the fields in `SHARED`. Finished runs are returned as they are,
-    and those that are behind catch up first. A run that diverges ends alone: its outcome has the
-    error. Raises as `train_decoder` does before anything is trained, and UsageError where runs
+    Every config says the same of the fields in `SHARED`, and has a token view that can be cut from
+    the same reads: another grid or selection, not other frames. Finished runs are returned as they
+    are, and those that are behind catch up first. A run that diverges ends alone: its outcome has
+    the error. Raises as `train_decoder` does before anything is trained, and UsageError where runs
     begun hold blocks too large for `share_bytes`.
     """
     prepared = [prepare_job(cache, config, init=init) for config, _ in jobs]
@@ -111,10 +112,11 @@ def _require_distinct(folders: Sequence[Path]) -> None:
 
 
 def _require_alike(jobs: Sequence[Job], folders: Sequence[Path]) -> None:
-    first = jobs[0].config
+    first = jobs[0]
     for job, folder in zip(jobs[1:], folders[1:], strict=True):
-        for name in SHARED:
-            one, other = getattr(first, name), getattr(job.config, name)
+        same_reads = first.plan.reads(first.spec) == job.plan.reads(job.spec)
+        for name in SHARED if same_reads else ("tokens", *SHARED):
+            one, other = getattr(first.config, name), getattr(job.config, name)
             if one != other:
                 raise UsageError(
                     f"{name} is {one} in {folders[0]} and {other} in {folder}, but runs of one "

@@ -77,6 +77,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that does not exist, with the nearest one that does."""
     choices = list(known)
     near = difflib.get_close_matches(name.rpartition(".")[2], choices, n=1)
+    if not choices:
+        return UsageError(f"unknown {kind} {name!r}: there is none to choose from")
     hint = f"; did you mean {near[0]}?" if near else ""
     return UsageError(f"unknown {kind} {name!r}, expected one of {', '.join(choices)}{hint}")
 

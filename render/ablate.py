@@ -70,8 +70,9 @@ def print_plan(plan: SweepPlan, *, devices: Sequence[str], as_json: bool) -> Non
     reads = [each.bytes_to_read() for each in plan.passes]
     for number, (each, num_bytes) in enumerate(zip(plan.passes, reads, strict=True), start=1):
         shared = " share their reads" if len(each.runs) > 1 else ""
+        views = ", ".join(dict.fromkeys(str(run.job.plan.view) for run in each.runs))
         print_line(
-            f"pass {number}: {counted(len(each.runs), 'run')} of {each.runs[0].job.config.tokens}"
+            f"pass {number}: {counted(len(each.runs), 'run')} of {views}"
             f"{shared}, about {human_bytes(num_bytes)} from {each.cache.path}"
         )
     passes = "1 pass" if len(reads) == 1 else f"{len(reads)} passes"
@@ -89,7 +90,8 @@ def print_sweep(
 ) -> None:
     """`ablate`: a line for each setting, then what failed and what was written.
 
-    Runs of one pass share its time in equal parts: `bench` tells decoders apart.
+    Runs of one pass share its time by that of their steps, and the judging of a token view in equal
+    parts: `bench` tells decoders apart.
     """
     for note in (*result.notes, *notes):
         print_note(f"note: {note}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..demo import DemoResult
     from ..demo_long_range import LongRangeResult, LongRangeSetting
     from ..doctor import Check
+    from ..look import DrawnLook
     from ..predict import StreamedFrame, StreamedVideo, VideoPredictions
 
 
@@ -117,13 +118,17 @@ def _print_frame(frame: StreamedFrame, *, classes: Sequence[str], top: int, as_j
     print_line(f"{video}  {prediction.pts_seconds:9.2f} s  {words}{end}")
 
 
-def print_predictions(found: VideoPredictions, *, top: int, as_json: bool) -> None:
-    """`predict`: every video's classes; what failed, on standard error."""
+def print_predictions(
+    found: VideoPredictions, *, top: int, as_json: bool, drawn: DrawnLook | None = None
+) -> None:
+    """`predict`: every video's classes, and the figure; what failed, on standard error."""
     if as_json:
+        figure = {} if drawn is None else {"figure": str(drawn.path)}
         print_json(
             {
                 "predictions": [done.to_json() for done in found.predictions],
                 "failures": [failure.to_json() for failure in found.failures],
+                **figure,
             }
         )
     else:
@@ -131,6 +136,8 @@ def print_predictions(found: VideoPredictions, *, top: int, as_json: bool) -> No
             print_line(f"{done.id}  ({counted(len(done.windows), 'window')})")
             for line in prediction_lines(done.output, done.classes, top=top):
                 print_line(f"  {line}")
+        if drawn is not None:
+            print_line(f"where it looked, {drawn.look.describe()}: {drawn.path}")
     for video in found.damaged:
         print_note(f"note: {video.id} has {counted(video.damaged_frames, 'damaged frame')}")
     for failure in found.failures:

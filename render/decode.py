@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..console import (
     Progress,
@@ -17,10 +17,12 @@ from ..console import (
     print_table,
     share,
 )
+from ..store.errors import UsageError
 from ..store.wording import counted
 
 if TYPE_CHECKING:
     from ..decode.decoders.about import DecoderAbout
+    from ..decode.decoders.cost import DecoderCost
     from ..decode.judging.metrics import EvaluationResult
     from ..decode.judging.statistics import SeedStatistics
     from ..decode.released.importing import ImportSummary
@@ -231,12 +233,54 @@ def print_evaluation(result: EvaluationResult, *, as_json: bool) -> None:
     )
 
 
-def print_decoders(described: Sequence[DecoderAbout], *, as_json: bool) -> None:
-    """`decoders`."""
+def print_decoders(
+    described: Sequence[DecoderAbout],
+    costs: Mapping[str, DecoderCost | UsageError],
+    *,
+    setting: str,
+    counted: tuple[str, str],
+    as_json: bool,
+) -> None:
+    """`decoders`. setting: of the costs. counted: what multiply-adds are, and what they leave
+    out."""
     if as_json:
-        print_json({"decoders": [about.to_json() for about in described]})
+        decoders = [{**each.to_json(), "cost": _cost_json(costs[each.name])} for each in described]
+        cost_of = {"setting": setting, "counted": counted[0], "not_counted": counted[1]}
+        print_json({"cost_of": cost_of, "decoders": decoders})
         return
-    for about in described:
-        print_line(f"{about.name}: {about.summary}")
-        for option in about.options:
+    print_table(
+        ("decoder", "tokens", "parameters", "multiply-adds", "memory", "source"),
+        [_cost_cells(about, costs[about.name]) for about in described],
+        title=f"Forward pass of {setting}:",
+    )
+    print_line(f"Counted are the {counted[0]}; not {counted[1]}.")
+    print_line("Memory is how that of a forward pass grows with the tokens of a window.")
+    for name, cost in costs.items():
+        if isinstance(cost, UsageError):
+            print_line(f"{name}: {cost}")
+    print_line()
+    for each in described:
+        print_line(f"{each.name}: {each.summary}")
+        for option in each.options:
             print_line(f"  {option.name:<16} {option.describe()}")
+
+
+def _cost_cells(about: DecoderAbout, cost: DecoderCost | UsageError) -> tuple[object, ...]:
+    source = ", ".join(about.sources)
+    if isinstance(cost, UsageError):
+        return about.name, "refused", "", "", "", source
+    parameters = f"{cost.num_parameters:,}"
+    return about.name, cost.tokens, parameters, _short(cost.multiply_adds), cost.memory, source
+
+
+def _cost_json(cost: DecoderCost | UsageError) -> dict[str, Any]:
+    return {"refused": str(cost)} if isinstance(cost, UsageError) else cost.to_json()
+
+
+def _short(count: float) -> str:
+    """Such as `16.5 G`."""
+    for unit in ("", " k", " M", " G"):
+        if count < 999.5:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} T"

@@ -114,7 +114,7 @@ class TokenView:
         if self.grid is not None:
             self.stored_array(spec, spec.arrays)
 
-    def stored_arrays(self, spec: CacheSpec, arrays: tuple[str, ...]) -> tuple[str, ...]:
+    def arrays_read(self, spec: CacheSpec, arrays: tuple[str, ...]) -> tuple[str, ...]:
         """All of `arrays` that the view is read from: `prefix`, its `stored_array`, or both."""
         patches = () if self.grid is None else (self.stored_array(spec, arrays),)
         return ("prefix", *patches) if self.cls else patches

@@ -3,7 +3,13 @@
 from collections import defaultdict
 
 import pytest
-from vis4mer.decode.data.lanes import LaneWindow, consecutive_windows, lane_steps
+from vis4mer.decode.data.lanes import (
+    LaneWindow,
+    consecutive_windows,
+    lane_rows,
+    lane_steps,
+    num_lane_steps,
+)
 from vis4mer.decode.data.plan import Stretch
 from vis4mer.store.windows import Window
 
@@ -62,6 +68,7 @@ def test_by_hand():
         steps = lane_steps(videos, length=20, lanes=2, seed=seed, epoch=0)
         assert len(steps) in (3, 4)  # 5 windows; 4 where the long one is dealt last
     assert lane_steps([], length=20, lanes=2, seed=0, epoch=0) == []
+    assert num_lane_steps([], length=20, lanes=2, seed=0, epoch=0) == 0
 
 
 def test_lanes_are_even():
@@ -72,6 +79,22 @@ def test_lanes_are_even():
     ]
     assert max(lengths) - min(lengths) <= 5
     assert sum(lengths) == sum(1 + i % 5 for i in range(200))
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 20])
+@pytest.mark.parametrize("epoch", range(3))
+def test_the_rows_of_a_batch_are_the_lanes_that_are_left(lanes, epoch):
+    steps = lane_steps(VIDEOS, length=20, lanes=lanes, seed=0, epoch=epoch)
+    assert num_lane_steps(VIDEOS, length=20, lanes=lanes, seed=0, epoch=epoch) == len(steps)
+    walks = by_lane(steps)
+    home = [lane for lane, walk in enumerate(walks) if walk]  # the lane of each row
+    for number, rows in enumerate(lane_rows(steps)):
+        left = [lane for lane in home if len(walks[lane]) > number]
+        assert (rows.before is None) == (left == home)
+        home = home if rows.before is None else [home[place] for place in rows.before]
+        assert home == left
+        assert rows.windows == tuple(walks[lane][number] for lane in home)
+        assert rows.starts == tuple(one.starts for one in rows.windows)
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():

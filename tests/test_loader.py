@@ -209,7 +209,7 @@ def test_training_batches_hold_the_tokens_of_their_windows(tmp_path, tokens):
     draws = epoch_draws(samples, plan, seed=0, epoch=1, windows_per_video=1)
     batches = list(loader.epoch(1))
     assert [len(b.labels) for b in batches] == [2, 2, 1]
-    assert loader.steps_per_epoch == 3
+    assert loader.num_steps(1) == 3
     rows = [(batch, i) for batch in batches for i in range(len(batch.labels))]
     num_frames = 0
     for draw, (batch, i) in zip(draws, rows, strict=True):

@@ -527,6 +527,26 @@ def test_any_number_of_frames_gives_finite_gradients_in_bfloat16(frames, view):
             assert frames <= C
 
 
+@pytest.mark.parametrize("grid", [(1, 1), (2, 1), (1, 5), (5, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize("frames", [1, 8])
+def test_the_compressor_learns_the_same_in_bfloat16(grid, frames):
+    """A weight that meets nothing but padding has a gradient of zero, and not of anything."""
+    torch.manual_seed(0)
+    f = Compressor(8)
+    patches = torch.randn(4, frames, *grid, 8)
+    gradients = []
+    for low in (True, False):
+        for _ in range(3):  # what lay in memory before may be anything
+            torch.full((300, 100), float("nan"), dtype=torch.bfloat16)
+            f.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+                f(patches)[..., ::2].square().sum().backward()
+            gradients.append(f.conv.weight.grad.clone())
+    largest = float(gradients[-1].abs().max())
+    for gradient in gradients:
+        assert_same(gradient / largest, gradients[-1] / largest, 0.02)
+
+
 def test_bfloat16_is_close_to_float32():
     batch = token_batch(frames=11, grid=(3, 3), prefix=1)
     model = build(batch).eval()

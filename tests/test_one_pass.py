@@ -306,7 +306,7 @@ def test_nothing_is_read_for_runs_that_have_all_diverged(tmp_path, monkeypatch):
 
 def test_runs_of_one_pass_agree_on_what_they_share(tmp_path):
     cache = make_cache(tmp_path, num_videos=8, frames=6)
-    for name, value in {"epochs": 4, "tokens": "4x1x1", "window_seconds": 3, "blocks": 2}.items():
+    for name, value in {"epochs": 4, "tokens": "4xcls", "window_seconds": 3, "blocks": 2}.items():
         with pytest.raises(UsageError, match=rf"{name} is .*runs of one pass share their reads"):
             train_decoders(
                 cache,
@@ -337,7 +337,7 @@ def test_blocks_follow_from_the_memory_and_stay_with_a_run(tmp_path):
     plan = WindowPlan.of(cache.spec, tokens=None, window_seconds=4)
     epoch_bytes = 8 * 8 * TOKEN_BYTES  # two learners draw eight of ten frames at most
     for share_bytes, expected in ((3 * epoch_bytes, 1), (epoch_bytes, 3), (10**12, 1)):
-        needed = shared_bytes(cache.spec, [samples] * 2, plan, windows_per_video=1)
+        needed = shared_bytes(cache.spec, [samples] * 2, [plan] * 2, windows_per_video=1)
         assert blocks_within(needed, share_bytes=share_bytes) == expected
     train_decoders(cache, jobs, share_bytes=epoch_bytes)
     assert [open_run(f).about.train.blocks for _, f in jobs] == [3, 3]

@@ -205,7 +205,7 @@ def test_training_draws_anew_by_seed_and_epoch_and_nothing_else(cache, word):
 def test_learners_that_share_their_reads_get_their_own_patches(cache):
     plan = plan_of(cache)
     loaders = [loader_of(cache, plan, seed=seed, blocks=2) for seed in (0, 1)]
-    shared = SharedEpoch(cache, plan, loaders, epoch=3, workers=2, pin=False)
+    shared = SharedEpoch(cache, loaders, epoch=3, workers=2, pin=False)
     found = [[], []]
     for learner, batch in shared:
         found[learner].append(batch)

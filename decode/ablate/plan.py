@@ -23,9 +23,10 @@ from ...store.records import frame_cost
 from ...store.tasks import Split
 from ...store.windows import evaluation_windows, window_length
 from ..config import TrainConfig
+from ..data.lanes import consecutive_windows
 from ..data.loader import epoch_draws, in_blocks
 from ..data.plan import Stretch
-from ..data.sharing import SHARE_BYTES
+from ..data.sharing import SHARE_BYTES, Source, source_of
 from ..runs.run import open_run
 from ..train import SHARED
 from ..training.blocks import pass_blocks
@@ -172,7 +173,8 @@ def _prepared(point: Point, cache: Cache, run: Path) -> Prepared:
 
 def _shared(run: Prepared) -> bytes:
     config = run.job.config
-    return canonical_json([run.point.cache, *(getattr(config, name) for name in SHARED)])
+    reads = run.job.plan.reads(run.job.spec)
+    return canonical_json([run.point.cache, reads, *(getattr(config, name) for name in SHARED)])
 
 
 # Bytes ------------------------------------------------------------------------------------------
@@ -184,24 +186,26 @@ def _bytes_to_read(cache: Cache, runs: Sequence[Prepared]) -> int:
     each_epoch: tuple[Split, ...] = ("val",)
     if any(run.job.config.test_each_epoch for run in runs):
         each_epoch = ("val", "test")
-    total = epochs * _frames_cost(cache, runs, _training_frames(runs))
+    total = epochs * _cost(cache, _training_reads(cache, runs))
     for split in each_epoch:
-        frames = _timeline_frames(runs, split, config.validation_stride_seconds)
-        total += epochs * _frames_cost(cache, runs, frames)
+        reads = _timeline_reads(cache, runs, split, config.validation_stride_seconds)
+        total += epochs * _cost(cache, reads)
     splits: tuple[Split, ...] = ("val", "test")
     for split in splits:
-        frames = _timeline_frames(runs, split, config.final_stride_seconds)
-        total += _frames_cost(cache, runs, frames)
+        reads = _timeline_reads(cache, runs, split, config.final_stride_seconds)
+        total += _cost(cache, reads)
     return total
 
 
-def _training_frames(runs: Sequence[Prepared]) -> Iterator[tuple[str, int]]:
-    """(video, frames read) of the first epoch: a run by itself reads every window, several read
-    the frames of a block's windows once."""
-    plan = runs[0].job.plan
-    read: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
+def _training_reads(cache: Cache, runs: Sequence[Prepared]) -> Iterator[tuple[Source, int]]:
+    """What is read, and how many frames of it, in the first epoch: a run by itself reads every
+    window, several read the frames of a block's windows once."""
+    read: defaultdict[tuple[Source, int], set[int]] = defaultdict(set)
     for run in runs:
-        config = run.job.config
+        config, plan = run.job.config, run.job.plan
+        if config.lanes:
+            yield from _whole_videos(cache, run)
+            continue
         draws = epoch_draws(
             run.job.splits["train"].samples,
             plan,
@@ -212,35 +216,44 @@ def _training_frames(runs: Sequence[Prepared]) -> Iterator[tuple[str, int]]:
         for place, block in enumerate(in_blocks(draws, epoch=0, blocks=config.blocks or 1)):
             for draw in block:
                 frames = plan.frames(draw.window)
+                source = source_of(cache, draw.sample.id, plan)
                 if len(runs) == 1:
-                    yield draw.sample.id, len(frames)
+                    yield source, len(frames)
                 else:
-                    read[draw.sample.id, place].update(frames)
-    yield from ((entry_id, len(frames)) for (entry_id, _), frames in read.items())
+                    read[source, place].update(frames)
+    yield from ((source, len(frames)) for (source, _), frames in read.items())
 
 
-def _timeline_frames(
-    runs: Sequence[Prepared], split: Split, stride_seconds: float
-) -> Iterator[tuple[str, int]]:
-    """(video, frames read) to judge a split: each stretch once, whoever is judged on it."""
-    plan = runs[0].job.plan
-    stride = window_length(stride_seconds, fps=plan.fps)
-    met = {_place(sample): sample for run in runs for sample in run.job.splits[split].samples}
-    for (entry_id, _, _), stretch in met.items():
+def _whole_videos(cache: Cache, run: Prepared) -> Iterator[tuple[Source, int]]:
+    """The same of an epoch in lanes."""
+    plan = run.job.plan
+    for sample in run.job.splits["train"].samples:
+        windows = consecutive_windows(sample.extent, length=plan.length)
+        frames = sum(len(plan.frames(window)) for window in windows)
+        yield source_of(cache, sample.id, plan), frames
+
+
+def _timeline_reads(
+    cache: Cache, runs: Sequence[Prepared], split: Split, stride_seconds: float
+) -> Iterator[tuple[Source, int]]:
+    """The same to judge a split: of each view every stretch once, whoever is judged on it."""
+    met = {
+        (run.job.plan, *_place(sample)): sample
+        for run in runs
+        for sample in run.job.splits[split].samples
+    }
+    for (plan, entry_id, _, _), stretch in met.items():
+        stride = window_length(stride_seconds, fps=plan.fps)
         windows = evaluation_windows(stretch.extent, length=plan.length, stride=stride)
-        yield entry_id, len({frame for window in windows for frame in plan.frames(window)})
+        frames = {frame for window in windows for frame in plan.frames(window)}
+        yield source_of(cache, entry_id, plan), len(frames)
 
 
 def _place(stretch: Stretch) -> tuple[str, int, int]:
     return stretch.id, stretch.extent.start, stretch.extent.stop
 
 
-def _frames_cost(cache: Cache, runs: Sequence[Prepared], frames: Iterable[tuple[str, int]]) -> int:
-    view, spec = runs[0].job.plan.view, cache.spec
-    total = 0
-    for entry_id, count in frames:
-        arrays = ["prefix"] if view.cls else []
-        if view.grid is not None:
-            arrays.append(view.stored_array(spec, cache.record(entry_id).token_arrays))
-        total += count * sum(frame_cost(spec, array) for array in arrays)
-    return total
+def _cost(cache: Cache, reads: Iterable[tuple[Source, int]]) -> int:
+    return sum(
+        frames * frame_cost(cache.spec, array) for (_, arrays), frames in reads for array in arrays
+    )

@@ -7,6 +7,7 @@ Knows which frames it is given, not why.
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -57,6 +58,19 @@ class Clip:
         if last - first + 1 == len(frames):
             return self.select(slice(first, last + 1))
         return self.select(to_device(torch.from_numpy(positions), self.pts_seconds.device))
+
+    def shuffled(self, key: str) -> Clip:
+        """The frames' tokens in an order drawn from `key`, at the times that were there.
+
+        The clock stays: what is taken away is the order of what was seen, and a decoder that reads
+        the times still gets a window like any other, with times that rise.
+        """
+        order = to_device(shuffled_order(key, self.num_frames), self.pts_seconds.device)  # t
+        return Clip(
+            patch=None if self.patch is None else self.patch[order],
+            prefix=None if self.prefix is None else self.prefix[order],
+            pts_seconds=self.pts_seconds,
+        )
 
     def join(self, later: Clip) -> Clip:
         return Clip(
@@ -130,14 +144,34 @@ def select_patches(patch: Tensor, places: Tensor) -> Tensor:
     return patch.flatten(1, 2)[frames, places].unsqueeze(2)  # t k 1 D
 
 
+def shuffled_order(key: str, num_frames: int) -> Tensor:
+    """A permutation of so many frames, a function of `key` alone: int64 (t,), on the host.
+
+    Sorted by a hash, which no version of a library changes.
+    """
+
+    def rank(frame: int) -> bytes:
+        text = f"{key}\0{frame}".encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(text, person=b"shuffle").digest()
+
+    return torch.tensor(sorted(range(num_frames), key=rank), dtype=torch.int64)
+
+
 def collate(
-    clips: Sequence[Clip], dtype: torch.dtype, *, padded_frames: int | None = None
+    clips: Sequence[Clip],
+    dtype: torch.dtype,
+    *,
+    padded_frames: int | None = None,
+    shuffled_by: Sequence[str] | None = None,
 ) -> TokenBatch:
     """One batch of clips, padded with zeros after the valid frames to the longest of them.
 
     padded_frames: fill every clip up to so many frames with zeros that count as real ones, as the
-    released ViS4mer code does.
+    released ViS4mer code does. shuffled_by: by clip, the key by which its own frames, never the
+    padding, are shuffled; see `Clip.shuffled`.
     """
+    if shuffled_by is not None:
+        clips = [clip.shuffled(key) for clip, key in zip(clips, shuffled_by, strict=True)]
     lengths = tuple(clip.num_frames for clip in clips)
     if padded_frames is not None:
         lengths = (padded_frames,) * len(clips)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ...store.windows import Window
@@ -36,6 +36,23 @@ LaneStep = tuple[LaneWindow | None, ...]
 """By lane; None where a lane has come to its end."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LaneRows:
+    """A step as the rows of a batch, from which lanes that have come to their end are left out.
+
+    before: each row's place among the rows of the step before; None in the first step, and where
+    these are the same lanes.
+    """
+
+    windows: tuple[LaneWindow, ...]
+    before: tuple[int, ...] | None
+
+    @property
+    def starts(self) -> tuple[bool, ...]:
+        """By row, whether a stretch begins there."""
+        return tuple(one.starts for one in self.windows)
+
+
 def consecutive_windows(extent: Window, *, length: int) -> list[Window]:
     """All of an extent in windows of `length` frames, each once; the last may be shorter."""
     if length < 1:
@@ -53,22 +70,56 @@ def lane_steps(
     a lane's row never moves. The order of the stretches is a function of seed, epoch and the
     stretches themselves.
     """
-    if lanes < 1:
-        raise ValueError(f"an epoch needs at least 1 lane, got {lanes}")
     walks: list[list[LaneWindow]] = [[] for _ in range(lanes)]
-    free = [(0, lane) for lane in range(lanes)]  # (windows so far, lane): a heap
-    for i in _order(stretches, seed=seed, epoch=epoch):
-        num_windows, lane = heapq.heappop(free)
+    for i, lane in _dealt(stretches, length=length, lanes=lanes, seed=seed, epoch=epoch):
         windows = consecutive_windows(stretches[i].extent, length=length)
         walks[lane] += [
             LaneWindow(stretch=i, window=window, starts=k == 0) for k, window in enumerate(windows)
         ]
-        heapq.heappush(free, (num_windows + len(windows), lane))
     num_steps = max(map(len, walks))
     return [
         tuple(walk[step] if step < len(walk) else None for walk in walks)
         for step in range(num_steps)
     ]
+
+
+def num_lane_steps(
+    stretches: Sequence[Stretch], *, length: int, lanes: int, seed: int, epoch: int
+) -> int:
+    """How many `lane_steps` there are, without making them."""
+    num_windows = [0] * lanes
+    for i, lane in _dealt(stretches, length=length, lanes=lanes, seed=seed, epoch=epoch):
+        num_windows[lane] += _num_windows(stretches[i], length)
+    return max(num_windows)
+
+
+def lane_rows(steps: Sequence[LaneStep]) -> Iterator[LaneRows]:
+    """Steps of an epoch, in order, as batches."""
+    present: list[int] | None = None
+    for step in steps:
+        lanes = [lane for lane, one in enumerate(step) if one is not None]
+        before = None
+        if present is not None and present != lanes:
+            before = tuple(map(present.index, lanes))
+        present = lanes
+        yield LaneRows(windows=tuple(one for one in step if one is not None), before=before)
+
+
+def _dealt(
+    stretches: Sequence[Stretch], *, length: int, lanes: int, seed: int, epoch: int
+) -> Iterator[tuple[int, int]]:
+    """(stretch, its lane), each lane's stretches in order."""
+    if lanes < 1:
+        raise ValueError(f"an epoch needs at least 1 lane, got {lanes}")
+    free = [(0, lane) for lane in range(lanes)]  # (windows so far, lane): a heap
+    for i in _order(stretches, seed=seed, epoch=epoch):
+        num_windows, lane = free[0]
+        heapq.heapreplace(free, (num_windows + _num_windows(stretches[i], length), lane))
+        yield i, lane
+
+
+def _num_windows(stretch: Stretch, length: int) -> int:
+    return -(-stretch.extent.num_frames // length)
 
 
 def _order(stretches: Sequence[Stretch], *, seed: int, epoch: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Which windows are read in which order: random ones to learn from, all of them to judge.
+"""Which windows are read in which order: random ones or whole videos to learn from, all to judge.
 
 What is read is a pure function of the task table, the seed and the epoch, never of the timing of
 threads. Knows no model and no loss.
@@ -20,6 +20,7 @@ from ...store.tasks import TaskKind
 from ...store.windows import Window, evaluation_windows, random_window, window_length
 from .batch import TokenBatch
 from .clips import Clip, HostClip, collate, on_device, read_ahead, read_clip, to_device
+from .lanes import LaneRows, lane_rows, lane_steps, num_lane_steps
 from .plan import Sample, Stretch, WindowPlan
 
 PIECE_FRAMES = 256  # of a timeline read at once in evaluation: a shard, 100 MB of 14 × 14 × 1024
@@ -35,11 +36,28 @@ class Draw:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Carried:
+    """How the rows of a batch go on from those of the batch before.
+
+    rows: int64 (B,), each row's place in the batch before; None where all stay in their places.
+    starts: bool (B,), True where another video begins, of which nothing is remembered; None where
+    none does.
+    """
+
+    rows: Tensor | None
+    starts: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelledBatch:
-    """tokens with labels (B,): int64 classes, or float32 values."""
+    """tokens with labels (B,): int64 classes, or float32 values.
+
+    carried: None where no row goes on from a batch before, as always without lanes.
+    """
 
     tokens: TokenBatch
     labels: Tensor
+    carried: Carried | None = None
 
 
 def epoch_draws(
@@ -81,11 +99,22 @@ def _block_of(entry_id: str, *, epoch: int, blocks: int) -> int:
     return int.from_bytes(digest, "little") % blocks
 
 
-class TrainLoader:
-    """Batches of random windows for one learner. `bytes_read` counts from the start.
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """What a batch is made of. rows: of the lanes, where there are lanes."""
 
-    `epoch` reads them itself, ahead on threads; `draws` and `batch` serve whoever reads for several
-    learners. Both ways give the same batches.
+    draws: Sequence[Draw]
+    rows: LaneRows | None = None
+
+
+class TrainLoader:
+    """Batches of windows for one learner. `bytes_read` counts from the start.
+
+    Random windows, or with `lanes` every window of every video once: `batch_size` lanes walk whole
+    videos in order, and one that has come to its end is missing from the batches that follow.
+
+    `epoch` reads them itself, ahead on threads; `draws` and `batch` serve whoever reads random
+    windows for several learners. Both ways give the same batches.
     """
 
     def __init__(
@@ -102,6 +131,8 @@ class TrainLoader:
         device: torch.device,
         dtype: torch.dtype,
         blocks: int = 1,
+        shuffle_frames: bool = False,
+        lanes: bool = False,
     ) -> None:
         self.bytes_read = 0
         self.batch_size = batch_size
@@ -115,9 +146,24 @@ class TrainLoader:
         self._device = device
         self._dtype = dtype
         self._blocks = blocks
+        self._shuffle_frames = shuffle_frames
+        self._lanes = lanes
 
     @property
-    def steps_per_epoch(self) -> int:
+    def plan(self) -> WindowPlan:
+        """Of its windows."""
+        return self._plan
+
+    def num_steps(self, epoch: int) -> int:
+        """Batches of an epoch; with lanes it depends on which of them the long videos meet."""
+        if self._lanes:
+            return num_lane_steps(
+                self._samples,
+                length=self._plan.length,
+                lanes=self.batch_size,
+                seed=self._seed,
+                epoch=epoch,
+            )
         return -(-len(self._samples) * self._windows_per_video // self.batch_size)
 
     def draws(self, epoch: int) -> list[list[Draw]]:
@@ -132,17 +178,19 @@ class TrainLoader:
         return in_blocks(draws, epoch=epoch, blocks=self._blocks)
 
     def epoch(self, epoch: int) -> Iterator[LabelledBatch]:
-        """All batches of an epoch, across the borders of blocks; the last one may be smaller."""
-        draws = [draw for block in self.draws(epoch) for draw in block]
+        """All batches of an epoch, across the borders of blocks; the last ones may be smaller."""
+        steps = self._lane_steps(epoch) if self._lanes else self._random_steps(epoch)
+        draws = (draw for step in steps for draw in step.draws)
         depth = self.batch_size + self._workers
         reads = read_ahead(self._read, draws, workers=self._workers, depth=depth)
-        for first in range(0, len(draws), self.batch_size):
-            drawn = draws[first : first + self.batch_size]
-            hosts = [next(reads) for _ in drawn]
+        for step in steps:
+            hosts = [next(reads) for _ in step.draws]
             self.bytes_read += sum(host.num_bytes for host in hosts)
-            yield self.batch(drawn, [host.clip for host in hosts])
+            yield self.batch(step.draws, [host.clip for host in hosts], rows=step.rows)
 
-    def batch(self, draws: Sequence[Draw], clips: Sequence[Clip]) -> LabelledBatch:
+    def batch(
+        self, draws: Sequence[Draw], clips: Sequence[Clip], *, rows: LaneRows | None = None
+    ) -> LabelledBatch:
         """The batch of some draws and their frames, as they lie on the host, on the device."""
         labels = torch.tensor([draw.sample.label for draw in draws], dtype=self._label_dtype)
         moved = [
@@ -155,10 +203,41 @@ class TrainLoader:
             )
             for draw, clip in zip(draws, clips, strict=True)
         ]
-        return LabelledBatch(
-            tokens=collate(moved, self._dtype, padded_frames=self._plan.padded_frames),
-            labels=to_device(labels, self._device),
+        tokens = collate(
+            moved,
+            self._dtype,
+            padded_frames=self._plan.padded_frames,
+            shuffled_by=[draw.key for draw in draws] if self._shuffle_frames else None,
         )
+        return LabelledBatch(
+            tokens=tokens,
+            labels=to_device(labels, self._device),
+            carried=None if rows is None else _carried(rows, self._device),
+        )
+
+    def _random_steps(self, epoch: int) -> list[_Step]:
+        draws = [draw for block in self.draws(epoch) for draw in block]
+        firsts = range(0, len(draws), self.batch_size)
+        return [_Step(draws=draws[first : first + self.batch_size]) for first in firsts]
+
+    def _lane_steps(self, epoch: int) -> list[_Step]:
+        steps = lane_steps(
+            self._samples,
+            length=self._plan.length,
+            lanes=self.batch_size,
+            seed=self._seed,
+            epoch=epoch,
+        )
+        return [_Step(draws=self._lane_draws(rows, epoch), rows=rows) for rows in lane_rows(steps)]
+
+    def _lane_draws(self, rows: LaneRows, epoch: int) -> list[Draw]:
+        draws = []
+        for one in rows.windows:
+            sample = self._samples[one.stretch]
+            name = f"{sample.id}\0{sample.extent.start}\0{one.window.start}"
+            key = f"{self._seed}\0{epoch}\0{name}"
+            draws.append(Draw(sample=sample, window=one.window, key=key))
+        return draws
 
     def _read(self, draw: Draw) -> HostClip:
         frames = self._plan.frames(draw.window)
@@ -166,16 +245,35 @@ class TrainLoader:
         return read_clip(self._cache, draw.sample.id, self._plan, frames, pin=pin)
 
 
+def _carried(rows: LaneRows, device: torch.device) -> Carried | None:
+    if all(rows.starts):
+        return None
+    return Carried(
+        rows=None if rows.before is None else to_device(torch.tensor(rows.before), device),
+        starts=to_device(torch.tensor(rows.starts), device) if any(rows.starts) else None,
+    )
+
+
 # Evaluation -----------------------------------------------------------------------------------
+
+
+def window_key(entry_id: str, window: Window) -> str:
+    """Of the random numbers of a window that is judged: the same by whomever, and whenever."""
+    return f"{entry_id}\0{window.start}\0{window.stop}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowClip:
-    """A window to judge: `stretch` is the index of what it was cut from."""
+    """A window to judge: `stretch` is the index of what it was cut from, `id` the entry's."""
 
     stretch: int
+    id: str
     window: Window
     clip: Clip
+
+    @property
+    def key(self) -> str:
+        return window_key(self.id, self.window)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +339,12 @@ class Timelines:
             held = held.extended(piece.frames, clip, keep_from=waiting[0].start)
             while waiting and (frames := self._plan.frames(waiting[0]))[-1] <= held.frames[-1]:
                 window = waiting.popleft()
-                yield WindowClip(stretch=piece.stretch, window=window, clip=held.take(frames))
+                yield WindowClip(
+                    stretch=piece.stretch,
+                    id=self._stretches[piece.stretch].id,
+                    window=window,
+                    clip=held.take(frames),
+                )
 
     def _pieces(self, stretch: int) -> Iterator[_Piece]:
         needed = sorted({f for window in self.windows(stretch) for f in self._plan.frames(window)})

@@ -81,6 +81,11 @@ class WindowPlan:
         """The frames of a window that the view keeps, ascending."""
         return spread_frames(window, length=self.length, frames=self.shape.frames)
 
+    def reads(self, spec: CacheSpec) -> tuple[int, tuple[str, ...]]:
+        """What is read for a window: how many frames, of which arrays of a cache that holds no
+        more than it was made with. Views of which it is the same can be cut from the same reads."""
+        return self.shape.frames, self.view.arrays_read(spec, spec.arrays)
+
     def frames_for(self, kept: int) -> int:
         """The shortest extent, in frames, of which the view keeps `kept` >= 1 frames."""
         return (kept - 1) * self.length // self.shape.frames + 1

@@ -7,12 +7,18 @@
 Each video of a block is read once, on threads: the union of the frames of everybody's windows. A
 window is a view of it. While one block is used the next is read. What a learner gets is what its
 own loader would have read: its batches go on across the borders of blocks, so they depend on its
-own config and data alone. Knows no model.
+own config and data alone.
+
+Learners may have token views of their own, as long as `WindowPlan.reads` is the same. The full grid
+is read once for all views that are averaged from it, each on the device, out of the same bits as
+alone; where a video holds a view's own grid, that is read for its learners and nobody else.
+
+Knows no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -27,6 +33,9 @@ from .clips import Clip, HostClip, read_clip
 from .loader import Draw, LabelledBatch, TrainLoader
 from .plan import Sample, WindowPlan
 
+Source = tuple[str, tuple[str, ...]]
+"""A video, and the arrays that are read of it."""
+
 SHARE_BYTES = 4 * 10**9
 """Host memory for the reads that runs of one pass share."""
 
@@ -35,9 +44,13 @@ _BLOCKS_HELD = 3  # in use, being read, and windows of the one before that wait 
 
 @dataclass(frozen=True, kw_only=True)
 class _Span:
-    """Frames of one video, ascending, that some learners need, and who they are."""
+    """Frames of one video, ascending, that some learners need, and who they are.
 
-    id: str
+    plan: of any of them, by which is read what all of them read.
+    """
+
+    source: Source
+    plan: WindowPlan
     frames: list[int]
     users: list[int]
 
@@ -70,7 +83,6 @@ class SharedEpoch:
     def __init__(
         self,
         cache: Cache,
-        plan: WindowPlan,
         loaders: Sequence[TrainLoader],
         *,
         epoch: int,
@@ -78,7 +90,6 @@ class SharedEpoch:
         pin: bool,
     ) -> None:
         self._cache = cache
-        self._plan = plan
         self._loaders = loaders
         self._workers = workers
         self._pin = pin
@@ -92,7 +103,7 @@ class SharedEpoch:
             for i, loader in enumerate(self._loaders):
                 mine = waiting[i]
                 mine.draws += drawn[i]
-                mine.clips += [self._window(held, draw) for draw in drawn[i]]
+                mine.clips += [self._window(held, draw, loader.plan) for draw in drawn[i]]
                 while len(mine.draws) >= loader.batch_size:
                     yield i, loader.batch(*mine.first(loader.batch_size))
             held.clear()  # what waits for a full batch keeps its own part
@@ -100,7 +111,7 @@ class SharedEpoch:
             if waiting[i].draws:
                 yield i, loader.batch(*waiting[i].first(loader.batch_size))
 
-    def _read_blocks(self) -> Iterator[tuple[Sequence[list[Draw]], dict[str, _Held]]]:
+    def _read_blocks(self) -> Iterator[tuple[Sequence[list[Draw]], dict[Source, _Held]]]:
         """Blocks in order with what was read of them, the next one always on its way."""
         with ThreadPoolExecutor(self._workers, thread_name_prefix="read") as pool:
             coming: list[tuple[_Span, Future[HostClip]]] = []
@@ -110,7 +121,7 @@ class SharedEpoch:
                     reads = coming
                     after = self._blocks[number + 1 : number + 2]
                     coming = self._begin(pool, *after) if after else []
-                    yield drawn, {span.id: self._received(span, read) for span, read in reads}
+                    yield drawn, {s.source: self._received(s, read) for s, read in reads}
             finally:
                 for _, read in coming:
                     read.cancel()
@@ -118,10 +129,30 @@ class SharedEpoch:
     def _begin(
         self, pool: ThreadPoolExecutor, drawn: Sequence[list[Draw]]
     ) -> list[tuple[_Span, Future[HostClip]]]:
-        return [(span, pool.submit(self._read, span)) for span in _spans(drawn, self._plan)]
+        return [(span, pool.submit(self._read, span)) for span in self._spans(drawn)]
+
+    def _spans(self, drawn: Sequence[Sequence[Draw]]) -> list[_Span]:
+        """What is to be read, in the order in which the first learner to need it does."""
+        frames: dict[Source, set[int]] = {}
+        users: dict[Source, dict[int, None]] = {}
+        for learner, draws in enumerate(drawn):
+            plan = self._loaders[learner].plan
+            for draw in draws:
+                source = source_of(self._cache, draw.sample.id, plan)
+                frames.setdefault(source, set()).update(plan.frames(draw.window))
+                users.setdefault(source, {})[learner] = None
+        return [
+            _Span(
+                source=source,
+                plan=self._loaders[next(iter(users[source]))].plan,
+                frames=sorted(needed),
+                users=list(users[source]),
+            )
+            for source, needed in frames.items()
+        ]
 
     def _read(self, span: _Span) -> HostClip:
-        return read_clip(self._cache, span.id, self._plan, span.frames, pin=self._pin)
+        return read_clip(self._cache, span.source[0], span.plan, span.frames, pin=self._pin)
 
     def _received(self, span: _Span, read: Future[HostClip]) -> _Held:
         """What was read, once it is there; its bytes are split between those who use it."""
@@ -131,23 +162,15 @@ class SharedEpoch:
             self._loaders[learner].bytes_read += share + (place < rest)
         return _Held(frames=span.frames, clip=host.clip)
 
-    def _window(self, held: dict[str, _Held], draw: Draw) -> Clip:
-        video = held[draw.sample.id]
-        return video.clip.take(video.frames, self._plan.frames(draw.window))
+    def _window(self, held: dict[Source, _Held], draw: Draw, plan: WindowPlan) -> Clip:
+        video = held[source_of(self._cache, draw.sample.id, plan)]
+        return video.clip.take(video.frames, plan.frames(draw.window))
 
 
-def _spans(drawn: Sequence[Sequence[Draw]], plan: WindowPlan) -> list[_Span]:
-    """By video, in the order in which the first learner to name it does: what is to be read."""
-    frames: dict[str, set[int]] = {}
-    users: dict[str, dict[int, None]] = {}
-    for learner, draws in enumerate(drawn):
-        for draw in draws:
-            frames.setdefault(draw.sample.id, set()).update(plan.frames(draw.window))
-            users.setdefault(draw.sample.id, {})[learner] = None
-    return [
-        _Span(id=entry_id, frames=sorted(needed), users=list(users[entry_id]))
-        for entry_id, needed in frames.items()
-    ]
+def source_of(cache: Cache, entry_id: str, plan: WindowPlan) -> Source:
+    """What a plan reads of a video, which may hold more arrays than others."""
+    held = cache.record(entry_id).token_arrays
+    return entry_id, plan.view.arrays_read(cache.spec, held)
 
 
 def blocks_within(num_bytes: int, *, share_bytes: int = SHARE_BYTES) -> int:
@@ -158,14 +181,16 @@ def blocks_within(num_bytes: int, *, share_bytes: int = SHARE_BYTES) -> int:
 def shared_bytes(
     spec: CacheSpec,
     samples: Iterable[Sequence[Sample]],
-    plan: WindowPlan,
+    plans: Sequence[WindowPlan],
     *,
     windows_per_video: int,
 ) -> int:
     """Host memory, in bytes, that the shared reads of an epoch hold if it is dealt into one block.
 
-    samples: by learner. Counts as many windows of a video as its learners draw, at most all of it.
+    samples, plans: by learner; `WindowPlan.reads` is the same for all. Counts as many windows of a
+    video as its learners draw, at most all of it.
     """
+    plan = plans[0]
     wanted: dict[str, list[Window]] = {}
     for of_one in samples:
         for sample in of_one:
@@ -175,7 +200,7 @@ def shared_bytes(
         min(_covered(extents), len(extents) * windows_per_video * plan.length) * thinning
         for extents in wanted.values()
     )
-    return int(num_frames * _held_bytes(spec, plan.view)) * _BLOCKS_HELD
+    return int(num_frames * _held_bytes(spec, {plan.view for plan in plans})) * _BLOCKS_HELD
 
 
 def _covered(extents: Sequence[Window]) -> int:
@@ -183,10 +208,16 @@ def _covered(extents: Sequence[Window]) -> int:
     return max(e.stop for e in extents) - min(e.start for e in extents)
 
 
-def _held_bytes(spec: CacheSpec, view: TokenView) -> int:
-    """Bytes of one frame on the host, as it is read: decoded, of the stored grid."""
-    arrays = ["prefix"] if view.cls else []
-    if view.grid is not None:
-        arrays.append(view.stored_array(spec, spec.arrays))
+def _held_bytes(spec: CacheSpec, views: Set[TokenView]) -> int:
+    """Bytes of one frame on the host, as it is read for all of some views: decoded.
+
+    Several views may find grids of their own in some videos, beside the one that they share; a
+    bound of that counts them all, so that it does not change with what is added to a cache.
+    """
+    arrays = {array for view in views for array in view.arrays_read(spec, spec.arrays)}
     tokens = sum(spec.tokens_per_frame(array) for array in arrays)
+    if len(views) > 1:
+        stored = {spec.array_grid(array) for array in arrays}
+        own = {view.grid for view in views if view.grid is not None} - stored
+        tokens += sum(height * width for height, width in own)
     return tokens * spec.dim * np.dtype(decoded_dtype(spec.stored_dtype)).itemsize

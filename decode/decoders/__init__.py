@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...store.errors import UsageError
 from ..catalogue import look_up
 from ..data.batch import TokenShape
-from .about import DecoderAbout
+from .about import DecoderAbout, papers_of
 from .base import Decoder, DecoderOptions
 
 DECODERS = {
@@ -50,7 +51,11 @@ def decoder_class(name: str) -> type[Decoder]:
 
 def decoder_options(name: str, options: Mapping[str, Any]) -> DecoderOptions:
     """The options of decoder `name`, defaults filled in. Raises UsageError, naming the choices."""
-    return decoder_class(name).Options.from_json(options)
+    chosen = decoder_class(name).Options
+    if options and not chosen.about():
+        given = next(iter(options))
+        raise UsageError(f"unknown field 'decoder.{given}': decoder {name!r} has no options")
+    return chosen.from_json(options)
 
 
 def build_decoder(
@@ -69,11 +74,15 @@ def build_decoder(
 
 
 def describe_decoders() -> list[DecoderAbout]:
-    """Every decoder of the catalogue with its options."""
+    """Every decoder of the catalogue with its source and its options."""
     described = []
     for name in DECODERS:
         chosen = decoder_class(name)
-        summary = (chosen.__doc__ or "").partition("\n")[0]
-        about = DecoderAbout(name=name, summary=summary, options=chosen.Options.about())
+        about = DecoderAbout(
+            name=name,
+            summary=(chosen.__doc__ or "").partition("\n")[0],
+            sources=papers_of(chosen),
+            options=chosen.Options.about(),
+        )
         described.append(about)
     return described

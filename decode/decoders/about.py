@@ -1,7 +1,9 @@
-"""What a person can ask about a decoder: its summary, its options, their types and defaults."""
+"""What a person can ask about a decoder: summary, source, options, their types and defaults."""
 
 from __future__ import annotations
 
+import re
+import sys
 import types
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -35,15 +37,25 @@ class OptionAbout:
 
 @dataclass(frozen=True)
 class DecoderAbout:
-    """A decoder's name in the catalogue, one line about it, and its options."""
+    """A decoder's name in the catalogue, one line about it, and its options.
+
+    sources: the papers it is from, such as `arXiv 2204.01692`; empty for one that needs none.
+    """
 
     name: str
     summary: str
+    sources: tuple[str, ...]
     options: tuple[OptionAbout, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain JSON values."""
         return asdict(self)
+
+
+def papers_of(cls: type) -> tuple[str, ...]:
+    """The papers that the docstring of its module names, each once."""
+    text = sys.modules[cls.__module__].__doc__ or ""
+    return tuple(dict.fromkeys(re.findall(r"arXiv \d{4}\.\d{5}", text)))
 
 
 def options_about(cls: type, *, without: frozenset[str] = frozenset()) -> tuple[OptionAbout, ...]:

@@ -114,6 +114,14 @@ class AttentiveProbe(Decoder):
         return self._outputs(self._gather(batch).mean())
 
     def _gather(self, batch: TokenBatch) -> Gathered:
+        x, scores = self._compare(batch)  # B L D, B L N
+        top = scores.detach().amax(dim=1)  # B N: shifts every score alike, so it needs no gradient
+        weights = (scores - top[:, None]).exp()  # B L N
+        weighted = (weights.mT @ x).to(weights.dtype)  # B N D
+        return Gathered(top=top, total=weights.sum(dim=1), weighted=weighted)
+
+    def _compare(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """LN(x) (B, L, D), and every head's scores of the tokens (B, L, N), −inf for padding."""
         x = batch.sequence(torch.promote_types(self.query.dtype, torch.float32))  # B L D
         mask = batch.token_mask() if batch.padded else None
         if mask is not None:
@@ -122,10 +130,25 @@ class AttentiveProbe(Decoder):
         scores = (x @ self._keys().mT).to(self.query.dtype)  # B L N
         if mask is not None:
             scores = scores.masked_fill(~mask[..., None], -math.inf)
-        top = scores.detach().amax(dim=1)  # B N: shifts every score alike, so it needs no gradient
-        weights = (scores - top[:, None]).exp()  # B L N
-        weighted = (weights.mT @ x).to(weights.dtype)  # B N D
-        return Gathered(top=top, total=weights.sum(dim=1), weighted=weighted)
+        return x, scores
+
+    @torch.no_grad()
+    def patch_weights(self, batch: TokenBatch) -> Tensor:
+        """The weight of every patch, the mean over the heads: float32 (B, T, h, w).
+
+        Over a window they sum to 1, less what prefix tokens have. UsageError for a view without
+        patches.
+        """
+        if batch.patch is None:
+            raise UsageError(
+                "weights can be drawn over frames only where tokens are patches, and this view has "
+                "none; train on a grid such as --tokens 60x7x7"
+            )
+        require_real_frames(batch, decoder=self.name)
+        _, scores = self._compare(batch)  # B L N
+        weights = scores.float().softmax(dim=1).mean(dim=2)  # B L
+        B, T, h, w = batch.patch.shape[:4]
+        return weights.view(B, T, -1)[:, :, -h * w :].reshape(B, T, h, w)  # prefix comes first
 
     def _keys(self) -> Tensor:
         """W_K,hᵀ Q_h / √d: what the tokens are compared with: (N, D)."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...store.errors import UsageError
 from ..data.batch import TokenBatch, TokenShape
+from ..mixers.base import Growth
 from ..runs.checkpoints import load_model
 from ..typed import build
 from .about import OptionAbout, options_about
@@ -65,11 +66,49 @@ class Decoder(nn.Module, ABC):
         """The fewest real frames of a window that this decoder can say anything of."""
         return 1
 
+    @property
+    def memory_growth(self) -> Growth:
+        """How the memory of a forward pass grows."""
+        return "linear"
+
     def require_trainable(self) -> None:
         """UsageError for a decoder whose weights can only be imported."""
 
     def after_step(self) -> None:
         """Called once after each training step's update, for what follows the weights slowly."""
+
+    @property
+    def carries_memory(self) -> bool:
+        """Whether `start_memory` and `forward_from` work, and `next_window` in a stream.
+
+        Such a decoder takes windows of any length from one frame on, as videos end anywhere.
+        """
+        return False
+
+    def start_memory(self) -> Any:
+        """What is remembered before any window, for any number of rows; `.rows(kept)`, int64 (B',),
+        of what `forward_from` gives picks rows of it. UsageError where no memory is carried."""
+        raise self._no_memory()
+
+    def forward_from(
+        self,
+        batch: TokenBatch,  # noqa: ARG002
+        state: Any,  # noqa: ARG002
+        starts: Tensor | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Any]:
+        """Outputs (B, num_outputs) of windows that go on where `state` was left, and the state
+        after them, without gradient.
+
+        starts: bool (B,), True in the rows where another video begins, of which nothing is
+        remembered. UsageError where no memory is carried.
+        """
+        raise self._no_memory()
+
+    def _no_memory(self) -> UsageError:
+        return UsageError(
+            f"decoder {self.name!r} remembers nothing from window to window, and lanes are for one "
+            "that does; use --decoder memory, or leave lanes out"
+        )
 
     def initialise(self, encoder: Mapping[str, Tensor], *, name: str) -> None:
         """Take over the weights of an encoder of the same shape, all but those that are `fresh`.
@@ -106,6 +145,11 @@ class Decoder(nn.Module, ABC):
         streamable.
         """
         raise self._not_causal()
+
+    def next_window(self, state: Any) -> Any:  # noqa: ARG002
+        """After a window's last frame: the state before the first frame of the window that follows
+        it in the same video, what is remembered carried on. UsageError where it is not."""
+        raise self._no_memory()
 
     def _not_causal(self) -> UsageError:
         return UsageError(

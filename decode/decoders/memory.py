@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -154,6 +154,10 @@ class MemoryDecoder(Decoder):
 
     # Memory --------------------------------------------------------------------------------------
 
+    @property
+    def carries_memory(self) -> bool:
+        return True
+
     def start_memory(self) -> MemoryState:
         """The state before any chunk, for any number of lanes."""
         return MemoryState(layers=((),) * self.options.depth)
@@ -255,6 +259,15 @@ class MemoryDecoder(Decoder):
             so_far = pooled.then(Pooled.of(y, None), self.options.readout)
         state = MemoryStream(memory=memory, pooled=pooled, waiting=waiting.clone())
         return self._outputs(so_far), state
+
+    @torch.no_grad()
+    def next_window(self, state: MemoryStream) -> MemoryStream:
+        """As in `Decoder`. A chunk that the window cut short is remembered as it is."""
+        memory = state.memory
+        if state.waiting.shape[1]:
+            _, memory = self._read(Chunk(x=state.waiting, real=None), memory)
+        fresh = self.start_stream(len(state.waiting), state.waiting.device)
+        return replace(fresh, memory=memory)
 
 
 def cut(batch: TokenBatch, start: int, stop: int) -> TokenBatch:

@@ -109,9 +109,18 @@ class Compressor(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, patches: Tensor) -> Tensor:
-        y = self.conv(patches.permute(0, 4, 1, 2, 3))  # B W T' h' w'
+        y = self._convolved(patches.permute(0, 4, 1, 2, 3))  # B W T' h' w'
         compressed: Tensor = self.norm(y.permute(0, 2, 3, 4, 1))  # B T' h' w' W
         return compressed
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            # oneDNN's bfloat16 weight gradient is garbage for grids of one row or one column.
+            with torch.autocast("cpu", enabled=False):
+                whole: Tensor = self.conv(x.to(self.conv.weight.dtype))
+                return whole
+        y: Tensor = self.conv(x)
+        return y
 
 
 class SlotCompressor(nn.Module):

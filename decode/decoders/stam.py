@@ -27,6 +27,7 @@ from torch.nn.init import trunc_normal_, zeros_
 
 from ...store.errors import UsageError
 from ..data.batch import TokenBatch, TokenShape
+from ..mixers.base import Growth
 from ..typed import refuse
 from .base import Decoder, DecoderOptions
 from .frames import cls_tokens, patch_means, require_cls, require_patches
@@ -121,6 +122,10 @@ class Stam(Decoder):
         x = self.encoder(x, src_key_padding_mask=ignored)  # B 1+T D
         outputs: Tensor = self.head(x[:, 0])
         return outputs
+
+    @property
+    def memory_growth(self) -> Growth:
+        return "quadratic"  # with the frames: dropout of attention weights needs all of them
 
     def _check_frames(self, num_frames: int) -> None:
         if num_frames > self.shape.frames:

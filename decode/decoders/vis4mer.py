@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...store.errors import UsageError
 from ..data.batch import TokenBatch, TokenShape
 from ..mixers import IMPORTED_MIXERS, MIXERS, CausalMixer, MixerOptions, mixer_class
+from ..mixers.base import Growth
 from ..mixers.ssm import SsmMixer
 from ..skeleton import (
     Block,
@@ -226,6 +227,11 @@ class Vis4mer(Decoder):
     @property
     def min_frames(self) -> int:
         return -(-self.min_tokens // self.shape.tokens_per_frame)
+
+    @property
+    def memory_growth(self) -> Growth:
+        growths = {block.mixer.memory_growth for block in self._blocks}
+        return "quadratic" if "quadratic" in growths else "linear"
 
     @torch.no_grad()
     def horizons(self) -> tuple[float, ...]:

@@ -70,6 +70,8 @@ def evaluate_split(
     stride_seconds: float,
     batch_size: int,
     workers: int,
+    shuffle_frames: bool = False,
+    carries_memory: bool = False,
     chosen: SplitSamples | None = None,
     on_video: OnVideo | None = None,
 ) -> EvaluationResult:
@@ -85,6 +87,8 @@ def evaluate_split(
         stride_seconds=stride_seconds,
         batch_size=batch_size,
         workers=workers,
+        shuffle_frames=shuffle_frames,
+        carries_memory=carries_memory,
         on_video=on_video,
     )
     seconds = time.monotonic() - began
@@ -171,6 +175,8 @@ def evaluate_run(
         stride_seconds=pace.stride_seconds,
         batch_size=pace.batch_size,
         workers=pace.workers,
+        shuffle_frames=config.shuffle_frames,
+        carries_memory=config.lanes,
         chosen=chosen,
         on_video=on_video,
     )

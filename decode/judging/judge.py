@@ -4,6 +4,8 @@ Any number of runs, each with one decoder or more and videos of its own, look at
 What a decoder is given depends on its own videos alone: they are gone through in the order of their
 ids, and its batches are its own, so that a run judged among others gets the very same outputs.
 
+A decoder that carries a memory is shown one window at a time, as `walk` says.
+
 The price is memory: beside the timelines being read, fewer than `batch_size` windows wait on the
 device for each distinct set of videos and batch size. Seeds and decoders of one task share theirs;
 nine tasks hold up to nine batches. Looking at a part of a batch to make room would change outputs
@@ -13,7 +15,7 @@ in their last bits. Knows no label.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,10 +26,13 @@ from torch import Tensor, nn
 from ...store.cache import Cache
 from ...store.errors import Vis4merError
 from ...store.windows import Window
+from ..data.batch import TokenBatch
 from ..data.clips import collate
 from ..data.loader import Timelines, WindowClip
 from ..data.plan import Stretch, WindowPlan
+from ..decoders import Decoder
 from ..device import Compute
+from .walk import Walk, require_walks
 
 OnVideo = Callable[[int, int], None]  # videos judged, videos in all
 _Place = tuple[str, int, int]  # a stretch as a sortable key: id, start, stop
@@ -56,11 +61,18 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A run to judge: its decoders, in evaluation mode, and the stretches they are judged on."""
+    """A run to judge: its decoders, in evaluation mode, and the stretches they are judged on.
+
+    shuffle_frames: of each window, in an order that its video and its place in it decide.
+    carries_memory: from window to window, as `TrainConfig.lanes` says; all models are then decoders
+    that can.
+    """
 
     models: Sequence[nn.Module]
     stretches: Sequence[Stretch]
     batch_size: int
+    shuffle_frames: bool = False
+    carries_memory: bool = False
 
 
 class NotFiniteError(Vis4merError, ArithmeticError):
@@ -72,10 +84,13 @@ Verdict = Judged | NotFiniteError
 
 @dataclass(kw_only=True)
 class _Audience:
-    """Candidates that are given the same batches: the same stretches and batch size."""
+    """Candidates that are given the same batches: the same stretches, batch size and order."""
 
     batch_size: int
+    shuffle_frames: bool
+    carries_memory: bool
     models: list[nn.Module] = field(default_factory=list)
+    walks: list[Walk] = field(default_factory=list)  # by model, where a memory is carried
     waiting: list[WindowClip] = field(default_factory=list)
     seen: list[tuple[int, Window]] = field(default_factory=list)
     outputs: list[list[Tensor]] = field(default_factory=list)  # by model; stay on the device
@@ -85,19 +100,34 @@ class _Audience:
         first = len(self.models)
         self.models += models
         self.outputs += [[] for _ in models]
+        if self.carries_memory:
+            self.walks += [Walk(model) for model in models if isinstance(model, Decoder)]
         return range(first, len(self.models))
 
     def look(self, plan: WindowPlan, compute: Compute) -> None:
         """All models on what waits."""
         if not self.waiting:
             return
-        clips = [w.clip for w in self.waiting]
-        batch = collate(clips, compute.dtype, padded_frames=plan.padded_frames)
-        for model, outputs in zip(self.models, self.outputs, strict=True):
-            with compute.autocast():
-                outputs.append(model(batch))  # B n_out
+        batch = collate(
+            [w.clip for w in self.waiting],
+            compute.dtype,
+            padded_frames=plan.padded_frames,
+            shuffled_by=[w.key for w in self.waiting] if self.shuffle_frames else None,
+        )
+        with compute.autocast():
+            for outputs, said in zip(self.outputs, self._said(batch), strict=True):
+                outputs.append(said)
         self.seen += [(w.stretch, w.window) for w in self.waiting]
         self.waiting = []
+
+    def _said(self, batch: TokenBatch) -> Iterator[Tensor]:
+        """Outputs (B, n_out) of each model."""
+        if not self.carries_memory:
+            yield from (model(batch) for model in self.models)
+            return
+        [one] = self.waiting
+        for walk in self.walks:
+            yield walk.outputs(batch, stretch=one.stretch, window=one.window)
 
 
 def judge_all(
@@ -112,8 +142,11 @@ def judge_all(
 ) -> list[tuple[Verdict, ...]]:
     """By candidate, what each of its models says of all windows of its stretches.
 
-    A model whose outputs are not finite has an error in its place, and the others go on.
+    A model whose outputs are not finite has an error in its place, and the others go on. UsageError
+    where a memory is to be carried at a stride at which it cannot be.
     """
+    if any(candidate.carries_memory for candidate in candidates):
+        require_walks(plan, stride_seconds=stride_seconds)
     places = sorted({_place(s) for c in candidates for s in c.stretches})
     number = {place: i for i, place in enumerate(places)}
     timelines = Timelines(
@@ -124,14 +157,23 @@ def judge_all(
         workers=workers,
         device=compute.device,
     )
-    audiences: dict[tuple[frozenset[int], int], _Audience] = {}
+    audiences: dict[tuple[frozenset[int], int, bool, bool], _Audience] = {}
     seats: list[tuple[_Audience, range]] = []
     for candidate in candidates:
-        key = frozenset(number[_place(s)] for s in candidate.stretches), candidate.batch_size
-        audience = audiences.setdefault(key, _Audience(batch_size=candidate.batch_size))
+        shuffle_frames, carries_memory = candidate.shuffle_frames, candidate.carries_memory
+        batch_size = 1 if carries_memory else candidate.batch_size
+        videos = frozenset(number[_place(s)] for s in candidate.stretches)
+        audience = audiences.setdefault(
+            (videos, batch_size, shuffle_frames, carries_memory),
+            _Audience(
+                batch_size=batch_size,
+                shuffle_frames=shuffle_frames,
+                carries_memory=carries_memory,
+            ),
+        )
         seats.append((audience, audience.add(candidate.models)))
     listening: defaultdict[int, list[_Audience]] = defaultdict(list)
-    for (stretches, _), audience in audiences.items():
+    for (stretches, *_), audience in audiences.items():
         for stretch in stretches:
             listening[stretch].append(audience)
     _show(timelines, listening, plan, compute, on_video=on_video, total=len(places))
@@ -152,10 +194,18 @@ def judge(
     stride_seconds: float,
     batch_size: int,
     workers: int,
+    shuffle_frames: bool = False,
+    carries_memory: bool = False,
     on_video: OnVideo | None = None,
 ) -> Judged:
     """Run one decoder over all windows of some stretches. NotFiniteError when an output is not."""
-    candidate = Candidate(models=[model], stretches=stretches, batch_size=batch_size)
+    candidate = Candidate(
+        models=[model],
+        stretches=stretches,
+        batch_size=batch_size,
+        shuffle_frames=shuffle_frames,
+        carries_memory=carries_memory,
+    )
     [[verdict]] = judge_all(
         [candidate],
         cache,

@@ -120,6 +120,8 @@ def predict_entries(
         stride_seconds=pace.stride_seconds,
         batch_size=pace.batch_size,
         workers=pace.workers,
+        shuffle_frames=about.train.shuffle_frames,
+        carries_memory=about.train.lanes,
         on_video=on_video,
     )
     return [

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...store import quantise
 from ...store.cache import ViewTokens
+from ...store.errors import UsageError
 from ...store.spec import CacheSpec
 from ...store.views import TokenView, pool_grid
 from ...store.windows import Window
@@ -46,12 +47,13 @@ class StreamPrediction:
 class StreamPredictor:
     """Feed frames one at a time; memory does not grow with the stream.
 
-    The running prediction starts again every window. At each reset it equals, to rounding, what
+    The running prediction starts again every window; a run trained with lanes goes on remembering
+    the windows before it, back to the stream's first. At each reset it equals, to rounding, what
     `predict_entries` says of that window. Before, it is of the frames so far and of no others, also
     where the run was trained with `padding=zeros`: a video's last, incomplete window says here what
     its own frames say, and not what they say among zeros. precision: default that of the run's
     training on a GPU, float32 on a CPU. Raises UsageError, naming the decoder, when it is not
-    causal.
+    causal, and for a run of shuffled frames.
 
         stream = StreamPredictor(run)
         for patch, prefix, pts_seconds in frames_from_the_backbone:
@@ -66,6 +68,12 @@ class StreamPredictor:
         device: str = "auto",
         precision: Precision | None = None,
     ) -> None:
+        if run.about.train.shuffle_frames:
+            raise UsageError(
+                f"{run.path} was trained on shuffled frames (shuffle_frames) and cannot be "
+                "streamed: its next frame may be any of the window, also a later one; decode whole "
+                "windows instead"
+            )
         self.about = run.about
         self._compute = Compute.for_run(run.about.train, device=device, precision=precision)
         self._decoder: Decoder = run.load_decoder(which).to(self._compute.device)
@@ -98,7 +106,7 @@ class StreamPredictor:
         place = self._frame % self._plan.length
         if place == 0:
             self._output = None
-            self._state = self._decoder.start_stream(1, self._compute.device)
+            self._state = self._next_window()
         if place in self._kept:
             self._step(patch, prefix, pts_seconds)
         self._frame += 1
@@ -109,6 +117,13 @@ class StreamPredictor:
             complete=place + 1 == self._plan.length,
             output=self._output,
         )
+
+    def _next_window(self) -> Any:
+        """The state before a window's first frame."""
+        if not self.about.train.lanes:
+            return self._decoder.start_stream(1, self._compute.device)
+        with torch.inference_mode(), self._compute.autocast():
+            return self._decoder.next_window(self._state)
 
     def _step(
         self,

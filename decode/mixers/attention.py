@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..typed import refuse
+from .base import Growth
 from .heads import HeadsMixer, HeadsOptions, key_mask
 
 Attention = Literal["fused", "materialised"]
@@ -52,6 +53,10 @@ class AttentionMixer(HeadsMixer):
         super().__init__(width, dropout=dropout, options=options)
         self.length = length  # attention takes any; L² says what a full window costs
         self.attention: Attention = options.attention
+
+    @property
+    def memory_growth(self) -> Growth:
+        return "quadratic" if self.attention == "materialised" else "linear"
 
     def attend(self, Q: Tensor, K: Tensor, V: Tensor, mask: Tensor | None) -> Tensor:
         if self.attention == "fused":

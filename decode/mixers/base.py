@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+
+Growth = Literal["linear", "quadratic"]
+"""With the tokens of a window, all else equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,11 @@ class Mixer(nn.Module, ABC):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         y: Tensor = self.output(self.core(x, mask))
         return y
+
+    @property
+    def memory_growth(self) -> Growth:
+        """How the memory of a forward pass grows."""
+        return "linear"
 
     def dynamics(self) -> list[nn.Parameter]:
         """Parameters that learn slowly (lr ≤ 1e-3) and without weight decay."""

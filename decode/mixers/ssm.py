@@ -41,6 +41,8 @@ MAX_CHUNK_CHANNELS = {"cpu": 64, "cuda": 1024}
 
 def channels_at_once(x: Tensor) -> int:
     """How many channels of x (B, L, D) to convolve in one go, on the device where it lies."""
+    if x.is_meta:  # without values there is nothing to hold
+        return x.shape[2]
     device = x.device.type
     size = CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * x.shape[0] * x.shape[1])
     return max(1, min(size, MAX_CHUNK_CHANNELS.get(device, MAX_CHUNK_CHANNELS["cuda"])))

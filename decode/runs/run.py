@@ -110,14 +110,17 @@ class RunAbout:
             )
 
     def build_decoder(self) -> Decoder:
-        """The decoder with fresh weights."""
+        """The decoder with fresh weights; UsageError for lanes and one that carries no memory."""
         decoder = self.train.decoder
-        return build_decoder(
+        built = build_decoder(
             decoder.name,
             shape=self.plan.shape,
             num_outputs=self.num_outputs,
             options=decoder.options,
         )
+        if self.train.lanes:
+            built.start_memory()
+        return built
 
     def to_json(self) -> dict[str, Any]:
         return {

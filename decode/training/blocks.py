@@ -27,10 +27,12 @@ def pass_blocks(
     several: bool = True,
 ) -> int:
     """What a config or a run begun in `folders` says; else as many as `share_bytes` asks for, or
-    one for a run that is and stays by itself: not `several`.
+    one for a run that is and stays by itself: not `several`. One with lanes, which share no reads.
 
     UsageError where runs that are to read together would hold more than that at once.
     """
+    if jobs[0].config.lanes:
+        return 1
     known = _known(jobs, folders)
     if known is None and not several:
         return 1
@@ -64,6 +66,6 @@ def _shared_bytes(cache: Cache, jobs: Sequence[Job]) -> int:
     return shared_bytes(
         cache.spec,
         [job.splits["train"].samples for job in jobs],
-        jobs[0].plan,
+        [job.plan for job in jobs],
         windows_per_video=max(job.config.windows_per_video for job in jobs),
     )

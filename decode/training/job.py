@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...store.cache import Cache
+from ...store.errors import UsageError
 from ...store.spec import CacheSpec
 from ...store.tasks import SPLITS, Split, TaskTable
 from ..config import DecoderConfig, TrainConfig
@@ -19,6 +20,7 @@ from ..data.hold_out import hold_out
 from ..data.plan import SplitSamples, WindowPlan, data_digest, split_samples, typical_window_seconds
 from ..decoders import build_decoder, decoder_options
 from ..device import Compute
+from ..judging.walk import require_walks
 from ..pretraining.encoder import PretrainedEncoder
 from ..runs.run import RunAbout, versions
 from .notes import run_notes
@@ -75,6 +77,8 @@ def prepare_job(cache: Cache, config: TrainConfig, *, init: PretrainedEncoder | 
         padding=config.padding,
     )
     compute = Compute.of(device=config.device, precision=config.precision)
+    if config.lanes:
+        _require_windows_in_order(config, plan)
     resolved = replace(
         config,
         tokens=str(plan.view),
@@ -111,9 +115,22 @@ def _min_frames(
             options=config.decoder.options,
         )
     decoder.require_trainable()
+    if config.lanes:
+        decoder.start_memory()
     if init is not None:
         decoder.initialise(init.tensors, name=init.name)
     return decoder.min_frames
+
+
+def _require_windows_in_order(config: TrainConfig, plan: WindowPlan) -> None:
+    """UsageError where the memory of lanes has nothing to go on from."""
+    if plan.sampling.kind == "segments":
+        raise UsageError(
+            "lanes carry a memory from window to window, but in this cache of segments a video is "
+            "one window; leave lanes out"
+        )
+    for name in ("validation_stride_seconds", "final_stride_seconds"):
+        require_walks(plan, stride_seconds=getattr(config, name), name=name)
 
 
 def _resolved(decoder: DecoderConfig) -> DecoderConfig:

@@ -61,7 +61,7 @@ class Learner:
         shape: TokenShape,
         kind: TaskKind,
         num_outputs: int,
-        steps_per_epoch: int,
+        steps_per_epoch: float,
         compute: Compute,
     ) -> None:
         torch.manual_seed(step_seed(config.seed, -1))  # the initial weights
@@ -72,7 +72,7 @@ class Learner:
             options=config.decoder.options,
         ).to(compute.device)
         self.optimizer = build_optimizer(self.model, config.optimizer)
-        total_steps = config.epochs * steps_per_epoch
+        total_steps = round(config.epochs * steps_per_epoch)
         self.rate = LearningRate(config.optimizer, steps_per_epoch, total_steps)
         self.epoch = 0
         self.steps = 0
@@ -83,6 +83,7 @@ class Learner:
         self._losses: list[float] = []  # of this epoch, those known to be finite
         self._unchecked: list[Tensor] = []  # those after them, still on the device
         self._sizes: list[int] = []
+        self._memory: Any = None  # with lanes: what the rows of the last batch remember
 
     @property
     def lr(self) -> float:
@@ -96,7 +97,7 @@ class Learner:
         set_learning_rate(self.optimizer, self.rate.scale(self.steps))
         self.optimizer.zero_grad(set_to_none=True)
         with self._compute.autocast():
-            outputs = self.model(batch.tokens)  # B n_out
+            outputs = self._outputs(batch)  # B n_out
         loss = training_loss(outputs, batch.labels, self._kind)
         loss.backward()  # type: ignore[no-untyped-call]
         if self._config.optimizer.grad_clip is not None:
@@ -110,7 +111,11 @@ class Learner:
             self._check_losses()
 
     def end_steps(self) -> float:
-        """The mean loss over the windows of this epoch; DivergedError unless all is finite."""
+        """The mean loss over the windows of this epoch; DivergedError unless all is finite.
+
+        Nothing is remembered beyond it: an epoch begins with the starts of videos.
+        """
+        self._memory = None
         self._check_losses()
         for name, parameter in self.model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
@@ -137,7 +142,10 @@ class Learner:
     # State ---------------------------------------------------------------------------------------
 
     def checkpoint(self) -> Checkpoint:
-        """Everything that the next step depends on, and the best weights."""
+        """Everything that the next step depends on, and the best weights.
+
+        To be taken between epochs, where no lane remembers anything: no memory is part of it.
+        """
         best = self.best
         parts = {
             "model.": self.model.state_dict(),
@@ -165,6 +173,22 @@ class Learner:
         self.best = best_of(checkpoint, name=name)
 
     # ---------------------------------------------------------------------------------------------
+
+    def _outputs(self, batch: LabelledBatch) -> Tensor:
+        """Of every row of a batch; in lanes, after what the windows before it have left behind.
+
+        No gradient passes from a window to those before it, and what is remembered of them was
+        made by the weights of then.
+        """
+        if not self._config.lanes:
+            outputs: Tensor = self.model(batch.tokens)
+            return outputs
+        memory, starts = self.model.start_memory(), None
+        if batch.carried is not None:
+            rows, starts = batch.carried.rows, batch.carried.starts
+            memory = self._memory if rows is None else self._memory.rows(rows)
+        outputs, self._memory = self.model.forward_from(batch.tokens, memory, starts)
+        return outputs
 
     def _check_losses(self) -> None:
         """Bring the new losses to the host; the only place where a step waits for the device."""

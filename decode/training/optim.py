@@ -65,11 +65,12 @@ class LearningRate:
     """The factor on the base learning rates: warm-up times schedule.
 
     `scale(step)` is what step number `step` (from 0) uses. `observe(loss)` is told each epoch's
-    validation loss and moves a plateau. The three last fields are its whole state.
+    validation loss and moves a plateau. steps_per_epoch: in the mean over the training. The three
+    last fields are its whole state.
     """
 
     config: OptimizerConfig
-    steps_per_epoch: int
+    steps_per_epoch: float
     total_steps: int
     factor: float = 1.0
     best_loss: float = math.inf

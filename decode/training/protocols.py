@@ -29,6 +29,8 @@ PROTOCOLS: Mapping[Protocol, Mapping[str, Any]] = {
         "tokens": "60x14x14+cls",
         "window_seconds": 60.0,
         "padding": "zeros",
+        "shuffle_frames": False,
+        "lanes": False,
         "windows_per_video": 1,
         "batch_size": 16,
         "epochs": 100,

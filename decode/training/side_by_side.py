@@ -2,16 +2,19 @@
 
     while runs are behind      the fewest epochs first: a pass that was interrupted catches up
         train                  the batches of all of them, from shared reads
-        validate               each on its own videos, every timeline read once
+        validate               each on its own videos, every timeline read once for a token view
         commit                 each into its own directory
-    judge                      both checkpoints of each, every timeline read once
+    judge                      both checkpoints of each, every timeline read once for a token view
 
 They share the reads and nothing else; a run by itself is a pass of one, whose reads are streamed.
+Runs of several token views train on the same reads, and are judged view after view: a timeline that
+served views at once would hold windows of all of them on the device.
 """
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,12 +25,14 @@ from ...store.cache import Cache
 from ...store.errors import Vis4merError
 from ...store.tasks import Split, TaskKind
 from ..data.loader import LabelledBatch
+from ..data.plan import WindowPlan
 from ..data.sharing import SharedEpoch
 from ..judging.judge import Candidate, Verdict, judge_all
 from ..runs.results import TrainResult, Weights
 from ..runs.run import Run
 from ..runs.runlog import EpochMetrics
 from .begin import begin_run
+from .clock import StepClock
 from .job import Job
 from .progress import OnProgress, Phase, TrainProgress
 from .trainee import Checkpointed, FinalJudgement, Trainee, restore_best
@@ -57,6 +62,14 @@ class Outcome:
             "result": None if self.result is None else self.result.to_json(),
             "error": None if self.error is None else str(self.error),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Said:
+    """What the models of one run said of a split. seconds: the run's share of the judging."""
+
+    verdicts: tuple[Verdict, ...]
+    seconds: float
 
 
 class Pass:
@@ -115,22 +128,25 @@ class Pass:
         """One pass over the training videos, the validation, and the commit of both."""
         began = time.monotonic()
         number = trainees[0].learner.epoch + 1
-        total = sum(t.loader.steps_per_epoch for t in trainees)
+        total = sum(t.loader.num_steps(number - 1) for t in trainees)
+        clock = StepClock(trainees[0].job.compute.device, len(trainees))
         for done, (i, batch) in enumerate(self._batches(trainees, number - 1)):
             self._tell("train", number, done=done, total=total)
-            trainees[i].step(batch)
+            with clock.step(i):
+                trainees[i].step(batch)
             if all(trainee.error for trainee in trainees):
                 break  # nobody is left to read for
         for trainee in trainees:
             trainee.end_steps()
-        judging = time.monotonic()
-        verdicts = self._judge_epoch([t for t in trainees if t.error is None], number)
-        now = time.monotonic()
-        for trainee in trainees:
-            finished = trainee.error is None and trainee.commit(
-                verdicts[trainee],
-                seconds=(now - began) / len(trainees),
-                judged_seconds=(now - judging) / len(trainees),
+        shares = clock.shares()
+        seconds = time.monotonic() - began
+        judged = self._judge_epoch([t for t in trainees if t.error is None], number)
+        for trainee, share in zip(trainees, shares, strict=True):
+            said = judged.get(trainee)
+            finished = said is not None and trainee.commit(
+                {split: one.verdicts[0] for split, one in said.items()},
+                seconds=share * seconds + sum(one.seconds for one in said.values()),
+                judged_seconds=sum(one.seconds for one in said.values()),
             )
             if finished:
                 kind, run = trainee.job.table.kind, trainee.directory.path
@@ -139,14 +155,17 @@ class Pass:
     def _batches(
         self, trainees: Sequence[Trainee], epoch: int
     ) -> Iterator[tuple[int, LabelledBatch]]:
-        """(which run, its next batch): streamed to a run by itself, of shared reads to several."""
-        if len(trainees) == 1:
-            return ((0, batch) for batch in trainees[0].loader.epoch(epoch))
+        """(which run, its next batch): streamed to a run by itself, of shared reads to several.
+
+        With lanes several are streamed too, one after another: each meets whole videos in an order
+        of its own, so that there is no part of them which all could use before the next is read.
+        """
         job = trainees[0].job
+        if len(trainees) == 1 or job.config.lanes:
+            return _streamed(trainees, epoch)
         return iter(
             SharedEpoch(
                 self._cache,
-                job.plan,
                 [trainee.loader for trainee in trainees],
                 epoch=epoch,
                 workers=job.config.workers,
@@ -156,9 +175,9 @@ class Pass:
 
     def _judge_epoch(
         self, trainees: Sequence[Trainee], number: int
-    ) -> Mapping[Trainee, dict[Split, Verdict]]:
+    ) -> Mapping[Trainee, dict[Split, _Said]]:
         """Validation of every run, and the test split of those that ask for it."""
-        found: dict[Trainee, dict[Split, Verdict]] = {trainee: {} for trainee in trainees}
+        found: dict[Trainee, dict[Split, _Said]] = {trainee: {} for trainee in trainees}
         splits: tuple[Split, ...] = ("val", "test")
         for split in splits:
             asked = {
@@ -167,9 +186,8 @@ class Pass:
                 if split == "val" or trainee.job.config.test_each_epoch
                 if (candidate := trainee.candidate(split)) is not None
             }
-            verdicts = self._judge(asked, "validate", number)
-            for trainee, (verdict,) in verdicts.items():
-                found[trainee][split] = verdict
+            for trainee, said in self._judge(asked, "validate", number).items():
+                found[trainee][split] = said
         return found
 
     def _finish(self) -> None:
@@ -189,38 +207,48 @@ class Pass:
     def _judge_final(
         self, split: Split, weights: Mapping[Trainee, Mapping[Weights, Checkpointed]]
     ) -> Iterator[tuple[Trainee, FinalJudgement]]:
-        began = time.monotonic()
         asked = {
             trainee: candidate
             for trainee, checkpoints in weights.items()
             if (candidate := trainee.final_candidate(split, checkpoints)) is not None
         }
-        verdicts = self._judge(asked, "evaluate", self._jobs[0].config.epochs)
-        seconds = (time.monotonic() - began) / max(1, len(asked))
-        for trainee, said in verdicts.items():
-            by_model = dict(zip(map(id, asked[trainee].models), said, strict=True))
+        for trainee, said in self._judge(asked, "evaluate", self._jobs[0].config.epochs).items():
+            by_model = dict(zip(map(id, asked[trainee].models), said.verdicts, strict=True))
             by_weights = {name: by_model[id(w.model)] for name, w in weights[trainee].items()}
-            yield trainee, FinalJudgement(split=split, verdicts=by_weights, seconds=seconds)
+            yield trainee, FinalJudgement(split=split, verdicts=by_weights, seconds=said.seconds)
 
     def _judge(
         self, asked: Mapping[Trainee, Candidate], phase: Phase, epoch: int
-    ) -> dict[Trainee, tuple[Verdict, ...]]:
-        if not asked:
-            return {}
+    ) -> dict[Trainee, _Said]:
+        """View after view."""
+        views: defaultdict[WindowPlan, list[Trainee]] = defaultdict(list)
+        for trainee in asked:
+            views[trainee.job.plan].append(trainee)
+        found: dict[Trainee, _Said] = {}
+        for plan, trainees in views.items():
+            began = time.monotonic()
+            verdicts = self._judge_view(plan, [asked[t] for t in trainees], phase, epoch)
+            seconds = (time.monotonic() - began) / len(trainees)
+            for trainee, said in zip(trainees, verdicts, strict=True):
+                found[trainee] = _Said(verdicts=said, seconds=seconds)
+        return found
+
+    def _judge_view(
+        self, plan: WindowPlan, candidates: Sequence[Candidate], phase: Phase, epoch: int
+    ) -> list[tuple[Verdict, ...]]:
         job = self._jobs[0]
         stride = job.config.final_stride_seconds
         if phase == "validate":
             stride = job.config.validation_stride_seconds
-        verdicts = judge_all(
-            list(asked.values()),
+        return judge_all(
+            candidates,
             self._cache,
-            job.plan,
+            plan,
             job.compute,
             stride_seconds=stride,
             workers=job.config.workers,
             on_video=lambda done, total: self._tell(phase, epoch, done=done, total=total),
         )
-        return dict(zip(asked, verdicts, strict=True))
 
     def _note(
         self, trainee: Trainee, note: str, *, phase: Phase = "evaluate", epoch: int | None = None
@@ -254,6 +282,15 @@ class Pass:
                 runs=len(self._jobs),
             )
         )
+
+
+def _streamed(trainees: Sequence[Trainee], epoch: int) -> Iterator[tuple[int, LabelledBatch]]:
+    """Run after run, each its own reads, until it has diverged."""
+    for i, trainee in enumerate(trainees):
+        for batch in trainee.loader.epoch(epoch):
+            yield i, batch
+            if trainee.error is not None:
+                break
 
 
 def _begin(jobs: Sequence[Job], folders: Sequence[Path]) -> list[Run]:

@@ -70,13 +70,16 @@ class Trainee:
             device=compute.device,
             dtype=compute.dtype,
             blocks=config.blocks or 1,
+            shuffle_frames=config.shuffle_frames,
+            lanes=config.lanes,
         )
+        num_steps = sum(map(self.loader.num_steps, range(config.epochs)))
         self.learner = Learner(
             config,
             shape=job.plan.shape,
             kind=job.table.kind,
             num_outputs=job.table.num_outputs,
-            steps_per_epoch=self.loader.steps_per_epoch,
+            steps_per_epoch=num_steps / config.epochs,
             compute=compute,
         )
         self._cache = cache
@@ -309,7 +312,13 @@ class Trainee:
         samples = self.job.splits[split].samples
         if not samples:
             return None
-        return Candidate(models=models, stretches=samples, batch_size=self.job.config.batch_size)
+        return Candidate(
+            models=models,
+            stretches=samples,
+            batch_size=self.job.config.batch_size,
+            shuffle_frames=self.job.config.shuffle_frames,
+            carries_memory=self.job.config.lanes,
+        )
 
     def _result(
         self, judged: Judged, split: Split, stride_seconds: float, seconds: float
