@@ -41,16 +41,16 @@ class Training:
 
 
 TRAININGS: Mapping[int, Training] = {
-    1: Training(num_videos=NUM_VIDEOS, epochs=30, batch_size=64, learning_rate=3e-3),
+    1: Training(num_videos=NUM_VIDEOS, epochs=12, batch_size=64, learning_rate=3e-3),
     4: Training(
         num_videos={"train": 800, "val": 200, "test": 400},
-        epochs=20,
+        epochs=12,
         batch_size=16,
         learning_rate=2e-3,
     ),
     14: Training(
         num_videos={"train": 200, "val": 40, "test": 120},
-        epochs=15,
+        epochs=12,
         batch_size=4,
         learning_rate=2e-3,
     ),
