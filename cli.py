@@ -18,6 +18,9 @@ from typer.core import TyperGroup
 
 from . import __version__, console
 from .commands import ablate, bench, both, cache, datasets, decode, extract, pretrain, report
+from .commands import checking as _checking  # noqa: F401 - adds itself to `cache`
+from .commands import status as _status  # noqa: F401 - adds itself to `cache`
+from .commands import transfer as _transfer  # noqa: F401 - adds itself to `cache`
 from .commands.shared import choose_thread_waiting
 
 EXIT_INTERRUPTED = 130

@@ -3,7 +3,8 @@
     python benchmarks/store_reads.py [--repeats 30] [--entries 10000] [--folder DIR] [--json]
 
 Warm reads of one (60, 196, 1024) float16 entry into a caller's buffer: the whole of it, and every
-fourth frame; against a memory-mapped .npy file copied into the same buffer. Then the time until the
+fourth frame, from files of its own and from a pack of two; against a memory-mapped .npy file copied
+into the same buffer. Then the time until the
 first token of a cache of many small entries, with its catalog and without. The entries are written
 without flushing to the disk, which is not what is measured.
 """
@@ -26,6 +27,7 @@ import zarr
 from common import describe_machine, median_times
 from numpy.typing import NDArray
 from vis4mer.store.cache import Cache, create_cache, open_cache
+from vis4mer.store.packing import pack_cache
 from vis4mer.store.records import SourceRecord
 from vis4mer.store.spec import CacheSpec, Preprocess, Sampling
 
@@ -33,6 +35,7 @@ SHAPE = (60, 196, 1024)
 SELECTIONS = {"whole": slice(None), "every fourth": slice(None, None, 4)}
 GOALS = {("whole", "crc off"): 1.5, ("every fourth", "crc off"): 2.0, ("whole", "crc on"): 3.0,
          ("every fourth", "crc on"): 3.0}  # fmt: skip
+GOALS |= {(selection, f"packed, {way}"): goal for (selection, way), goal in GOALS.items()}
 GOAL_OPENING_SECONDS = 1.0
 
 
@@ -88,13 +91,17 @@ def measure_reads(folder: Path, *, repeats: int) -> list[Read]:
     tokens = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float16)
     cache = make_cache(folder / "one.zarr", grid=(14, 14), dim=SHAPE[2])
     write(cache, "clip", tokens)
+    packed = make_cache(folder / "packed.zarr", grid=(14, 14), dim=SHAPE[2])
+    for entry_id in ("before", "clip"):
+        write(packed, entry_id, tokens)
+    pack_cache(packed, free_at_once=True)
     plain = folder / "clip.npy"
     np.save(plain, tokens)
     array = cache.path / cache.record("clip").folder / "patch"
     reads = []
     for selection, frames in SELECTIONS.items():
         out = np.empty_like(tokens[frames])
-        works = reading_works(cache, plain, array, frames, out)
+        works = reading_works(cache, packed, plain, array, frames, out)
         for work in works.values():
             out[...] = 0
             work()
@@ -117,13 +124,15 @@ def measure_reads(folder: Path, *, repeats: int) -> list[Read]:
 
 
 def reading_works(
-    cache: Cache, plain: Path, array: Path, frames: slice, out: NDArray[np.float16]
+    cache: Cache, packed: Cache, plain: Path, array: Path, frames: slice, out: NDArray[np.float16]
 ) -> dict[str, Callable[[], object]]:
     """Ways of filling `out`; each opens its files anew, as a training loop does."""
     return {
         "memmap": lambda: np.copyto(out, np.load(plain, mmap_mode="r")[frames]),
         "crc off": lambda: cache.read("clip", frames=frames, out=out, verify=False),
         "crc on": lambda: cache.read("clip", frames=frames, out=out, verify=True),
+        "packed, crc off": lambda: packed.read("clip", frames=frames, out=out, verify=False),
+        "packed, crc on": lambda: packed.read("clip", frames=frames, out=out, verify=True),
         "zarr-python": lambda: np.copyto(out, zarr.open_array(array, mode="r")[frames]),
     }
 
@@ -173,11 +182,11 @@ def time_opening(path: Path, *, catalog_mb: float) -> Opening:
 
 def print_tables(machine: dict[str, object], reads: list[Read], openings: list[Opening]) -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"\n{'frames':<13} {'way':<12} {'ms':>8} {'/ memmap':>9} {'CPU':>6}  goal")
+    print(f"\n{'frames':<13} {'way':<15} {'ms':>8} {'/ memmap':>9} {'CPU':>6}  goal")
     for r in reads:
         goal = f"{r.goal:.1f} {'ok' if r.ratio <= r.goal else 'MISSED'}" if r.goal else ""
         figures = f"{r.milliseconds:>8.2f} {r.ratio:>9.2f} {r.cpu_ratio:>6.2f}"
-        print(f"{r.selection:<13} {r.way:<12} {figures}  {goal}")
+        print(f"{r.selection:<13} {r.way:<15} {figures}  {goal}")
     print(f"\n{'entries':>8} {'catalog':>10} {'open':>8} {'ids':>8} {'first read':>11} {'sum':>9}")
     for o in openings:
         catalog = f"{o.catalog_mb:.1f} MB" if o.catalog else "none"

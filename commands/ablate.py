@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def ablate(
     run: Annotated[Path, typer.Option(help="Directory of the sweep; made or continued.")],
     cache: Annotated[
-        list[Path], typer.Option(help="A feature cache; given several times, an axis of its own.")
+        list[str],
+        typer.Option(help="A feature cache or its URL; given several times, an axis of its own."),
     ],
     task: Annotated[
         str | None,
@@ -142,10 +143,10 @@ def _named(caches: list[Cache]) -> dict[str, Cache]:
     """Caches by the names of their folders; UsageError where two are the same or have the same."""
     found: dict[str, Cache] = {}
     for cache in caches:
-        name = cache.path.name.removesuffix(".zarr")
+        name = cache.name.rpartition("/")[2].removesuffix(".zarr")
         if name in found:
             raise UsageError(
-                f"--cache {cache.path}: {found[name].path} is called {name} too; caches of a sweep "
+                f"--cache {cache.name}: {found[name].name} is called {name} too; caches of a sweep "
                 "go by their names, rename one or give it once"
             )
         found[name] = cache

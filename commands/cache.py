@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,7 +12,10 @@ from .. import console
 from ..render import cache as render
 from ..store.errors import UsageError
 from ..store.wording import counted
-from .shared import CachePath, Json, Split, parse_names, parse_sides, stop_on_sigterm
+from .shared import CachePath, Json, Split, parse_bytes, parse_names, parse_sides, stop_on_sigterm
+
+if TYPE_CHECKING:
+    from ..store.packing import PackSummary
 
 app = typer.Typer(no_args_is_help=True, help="Look into a feature cache and check it.")
 Dtype = Literal["float16", "bfloat16", "int8"]
@@ -48,30 +51,6 @@ def cache_ls(
     else:
         entries = [opened.record(entry_id) for entry_id in opened.ids()]
         render.print_entries(entries, as_json=as_json)
-
-
-@app.command("verify")
-def cache_verify(
-    cache: CachePath,
-    full: Annotated[bool, typer.Option(help="Read every byte and check its checksum.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Check that everything the records list is there and sound. Exit code 1 if not.
-
-    Example: vis4mer cache verify lvu.zarr --full
-    """
-    from ..store.cache import open_cache
-    from ..store.verify import verify_cache
-
-    with console.Progress() as show:
-        report = verify_cache(
-            open_cache(cache),
-            "full" if full else "quick",
-            progress=lambda done, total: show(f"verifying {console.share(done, total)}"),
-        )
-    render.print_verification(report, as_json=as_json)
-    if not report.ok:
-        raise typer.Exit(1)
 
 
 @app.command("gc")
@@ -144,6 +123,79 @@ def cache_pool(
             progress=lambda done, total, name: show(f"{console.share(done, total)}  {name}"),
         )
     render.print_pooling(summary, as_json=as_json)
+    if summary.exit_code:
+        raise typer.Exit(summary.exit_code)
+
+
+Videos = Annotated[
+    list[str] | None, typer.Option("--ids", help="Only these videos: --ids=ID,ID or --ids @FILE.")
+]
+FreeAtOnce = Annotated[
+    bool,
+    typer.Option(
+        "--free-at-once", help="Remove what is replaced at once; nobody else may be reading."
+    ),
+]
+
+
+@app.command("pack")
+def cache_pack(
+    cache: CachePath,
+    size: Annotated[str, typer.Option(metavar="SIZE", help="Of a pack, such as 200MB.")] = "200MB",
+    ids: Videos = None,
+    free_at_once: FreeAtOnce = False,
+    as_json: Json = False,
+) -> None:
+    """Move the files of videos into a few large ones, for places that count files.
+
+    Every reader of ours reads them as before; other Zarr readers need `vis4mer cache unpack` first.
+    The same command again continues.
+
+    Example: vis4mer cache pack lvu.zarr --size 200MB
+    """
+    from ..store.cache import open_cache
+    from ..store.packing import pack_cache
+
+    size_bytes = parse_bytes(size, option="--size")
+    with console.Progress() as show, stop_on_sigterm() as stop:
+        summary = pack_cache(
+            open_cache(cache),
+            size_bytes=size_bytes,
+            ids=parse_names(ids) or None,
+            free_at_once=free_at_once,
+            stop=stop,
+            progress=lambda done, total, name: show(f"{console.share(done, total)}  {name}"),
+        )
+    _end_packing(summary, as_json=as_json)
+
+
+@app.command("unpack")
+def cache_unpack(
+    cache: CachePath,
+    ids: Videos = None,
+    free_at_once: FreeAtOnce = False,
+    as_json: Json = False,
+) -> None:
+    """Give every object of packed videos a file of its own again.
+
+    Example: vis4mer cache unpack lvu.zarr
+    """
+    from ..store.cache import open_cache
+    from ..store.packing import unpack_cache
+
+    with console.Progress() as show, stop_on_sigterm() as stop:
+        summary = unpack_cache(
+            open_cache(cache),
+            ids=parse_names(ids) or None,
+            free_at_once=free_at_once,
+            stop=stop,
+            progress=lambda done, total, name: show(f"{console.share(done, total)}  {name}"),
+        )
+    _end_packing(summary, as_json=as_json)
+
+
+def _end_packing(summary: PackSummary, *, as_json: bool) -> None:
+    render.print_packing(summary, as_json=as_json)
     if summary.exit_code:
         raise typer.Exit(summary.exit_code)
 

@@ -20,7 +20,7 @@ def train_decoder(
     run: Annotated[
         Path, typer.Option(help="Directory of this run, or of several runs; made or continued.")
     ],
-    cache: Annotated[Path, typer.Option(help="The feature cache to learn from.")],
+    cache: Annotated[str, typer.Option(help="The feature cache to learn from, or its URL.")],
     task: Annotated[
         str | None,
         typer.Option(help="DATASET/TASK, e.g. lvu/relationship; several with commas between."),
@@ -81,7 +81,7 @@ def train_decoder(
     tasks = [] if task is None else [name.strip() for name in task.split(",")]
     if not resume and task is None and config is None and not sets:
         present = ", ".join(opened.tasks()) or "none; add labels with `vis4mer label`"
-        raise UsageError(f"--task is missing: expected DATASET/TASK; {cache} has {present}")
+        raise UsageError(f"--task is missing: expected DATASET/TASK; {opened.name} has {present}")
     flags = {
         "task": tasks[0] if tasks else None,
         "protocol": protocol,
@@ -126,7 +126,7 @@ def import_weights(
         Path, typer.Argument(metavar="FILE", help="A state dict: .safetensors, .pth, .pt or .ckpt.")
     ],
     tokens: Annotated[str, typer.Option(help="The token view that it was trained on.")],
-    cache: Annotated[Path, typer.Option(help="A cache that holds such tokens and the task.")],
+    cache: Annotated[str, typer.Option(help="A cache, or its URL, of such tokens and the task.")],
     task: Annotated[str, typer.Option(help="DATASET/TASK that it was trained on.")],
     run: Annotated[Path, typer.Option(help="Directory of the run to make.")],
     window: Annotated[float, typer.Option(help="Seconds of video in a window.")] = 60.0,
@@ -148,7 +148,7 @@ def import_weights(
 
 def evaluate(
     run: Annotated[Path, typer.Option(help="A run directory.")],
-    cache: Annotated[Path, typer.Option(help="A cache that holds the run's task.")],
+    cache: Annotated[str, typer.Option(help="A cache, or its URL, that holds the run's task.")],
     split: Annotated[Split, typer.Option(help="Which videos to judge.")] = "test",
     which: Annotated[
         Which, typer.Option("--weights-of", help="The epoch whose weights are judged.")

@@ -119,6 +119,9 @@ def extract(
 ) -> None:
     """Run a frozen backbone over videos and cache its tokens. The same command again continues.
 
+    Any number of processes, on any number of machines, may run it on one cache at the same time:
+    each video is encoded once.
+
     A known dataset's folders may also stand in the environment (VIS4MER_LVU_ANNOTATIONS,
     VIS4MER_LVU_VIDEOS) or in vis4mer.toml, so that `vis4mer extract --dataset lvu` is enough.
 

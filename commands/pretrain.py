@@ -15,7 +15,7 @@ from .shared import Json
 
 def pretrain(
     run: Annotated[Path, typer.Option(help="Directory of this run; made or continued.")],
-    cache: Annotated[Path, typer.Option(help="The feature cache to learn from.")],
+    cache: Annotated[str, typer.Option(help="The feature cache to learn from, or its URL.")],
     tokens: Annotated[
         str | None, typer.Option(help="Token view of a clip with its frames, e.g. 60x7x7.")
     ] = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,10 @@ Split = Literal["train", "val", "test"]
 Which = Literal["selected", "best", "last"]
 Protocol = ProtocolName
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A feature cache, NAME.zarr.")]
+# Text, since a Path takes a slash from s3://; what writes refuses an address (`Cache.path`).
+CachePath = Annotated[
+    str, typer.Argument(metavar="CACHE", help="A feature cache, NAME.zarr; to read, also its URL.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 
 
@@ -42,6 +46,14 @@ def parse_sides(text: str, *, option: str = "--grids") -> tuple[int, ...]:
         return tuple(int(side) for side in text.split(",")) if text else ()
     except ValueError as error:
         raise UsageError(f"{option} {text}: expected whole numbers such as 7 or 7,4") from error
+
+
+def parse_bytes(text: str, *, option: str) -> int:
+    """`200MB` as 200,000,000, in decimal units as disks are sold. UsageError for anything else."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(k|M|G|T)?B?", text, re.ASCII)
+    if match is None:
+        raise UsageError(f"{option} {text}: expected a size such as 200MB or 1.5GB")
+    return round(float(match[1]) * 1000.0 ** " kMGT".index(match[2] or " "))
 
 
 def parse_names(values: Sequence[str] | None) -> tuple[str, ...]:

@@ -119,7 +119,7 @@ class TrainConfig:
     select: which weights the final evaluation judges; `best-val` is the epoch of highest
     validation accuracy (lowest squared error), the lower validation loss among equals.
     precision: `auto` is bfloat16 autocast on a GPU and float32 on a CPU.
-    workers: reading threads; changes speed, never a result.
+    workers: reading threads, of a remote cache at least 16; changes speed, never a result.
     init: SHA-256 of the pretrained encoder's weights that it begins with; `--init RUN` sets it,
     and a run never opens a file by what its config says.
     """

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from .data.clips import to_device
+from .rows import drawn_by_row
 from .skeleton import Block, Tokens, masked_mean
 
 
@@ -104,11 +105,14 @@ class MaskGenerator(nn.Module):
 
 
 def gumbel_difference(like: Tensor) -> Tensor:
-    """g_keep - g_drop of two Gumbel variables a place, from torch's global generator."""
+    """g_keep - g_drop of two Gumbel variables a place (B, L), from torch's global generator."""
     tiny = torch.finfo(torch.float32).tiny
-    E_keep, E_drop = (
-        torch.empty_like(like, dtype=torch.float32).exponential_().clamp(min=tiny) for _ in range(2)
-    )
+
+    def draw(num_rows: int) -> Tensor:
+        shape = (num_rows, *like.shape[1:])
+        return torch.empty(shape, device=like.device).exponential_().clamp(min=tiny)
+
+    E_keep, E_drop = (drawn_by_row(draw, len(like)) for _ in range(2))  # both B L
     return E_drop.log() - E_keep.log()  # a Gumbel variable is -log of an exponential one
 
 

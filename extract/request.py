@@ -153,6 +153,7 @@ def extract_videos(
         limit=asked.limit,
         overwrite=asked.overwrite,
         retry_failed=asked.retry_failed,
+        claiming=True,
         stop=stop,
         progress=progress,
     )

@@ -73,7 +73,7 @@ def print_plan(plan: SweepPlan, *, devices: Sequence[str], as_json: bool) -> Non
         views = ", ".join(dict.fromkeys(str(run.job.plan.view) for run in each.runs))
         print_line(
             f"pass {number}: {counted(len(each.runs), 'run')} of {views}"
-            f"{shared}, about {human_bytes(num_bytes)} from {each.cache.path}"
+            f"{shared}, about {human_bytes(num_bytes)} from {each.cache.name}"
         )
     passes = "1 pass" if len(reads) == 1 else f"{len(reads)} passes"
     left = sum(len(each.runs) for each in plan.passes)

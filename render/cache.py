@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from ..store.convert.import_run import ImportSummary
     from ..store.failures import FailureRecord
     from ..store.gc import GarbageReport
+    from ..store.packing import PackSummary
     from ..store.pooling import PoolSummary
     from ..store.records import EntryRecord
     from ..store.summary import CacheSummary
-    from ..store.verify import VerifyReport
 
 
 def print_summary(summary: CacheSummary, *, as_json: bool) -> None:
@@ -40,7 +40,12 @@ def print_entries(entries: Sequence[EntryRecord], *, as_json: bool) -> None:
     columns = ("id", "num_frames", "duration_seconds", "damaged_frames", "num_bytes")
     if as_json:
         listed = [
-            {**{c: getattr(e, c) for c in columns}, "arrays": list(e.token_arrays)} for e in entries
+            {
+                **{c: getattr(e, c) for c in columns},
+                "arrays": list(e.token_arrays),
+                "pack": e.pack.name if e.pack else None,
+            }
+            for e in entries
         ]
         print_json({"entries": listed})
         return
@@ -51,7 +56,7 @@ def print_entries(entries: Sequence[EntryRecord], *, as_json: bool) -> None:
             e.duration_seconds,
             e.damaged_frames,
             human_bytes(e.num_bytes),
-            ", ".join(e.token_arrays),
+            ", ".join(e.token_arrays) + (" (packed)" if e.pack else ""),
         )
         for e in entries
     ]
@@ -65,27 +70,6 @@ def print_failures(failures: Sequence[FailureRecord], *, as_json: bool) -> None:
         return
     rows = [(failure.id, failure.stage, failure.reason) for failure in failures]
     print_table(("video", "stage", "reason"), rows)
-
-
-def print_verification(report: VerifyReport, *, as_json: bool) -> None:
-    """`cache verify`."""
-    if as_json:
-        print_json(report.to_json())
-        return
-    for problem in report.problems:
-        print_line(f"damaged: {problem.reason}")
-    found = "no problems" if report.ok else counted(len(report.problems), "problem")
-    print_line(
-        f"{report.mode} check of {counted(report.num_entries, 'video')}, "
-        f"{human_bytes(report.num_bytes)}: "
-        + found
-        + ("; flipped bytes show only with --full" if report.mode == "quick" else "")
-    )
-    if not report.ok:
-        print_line(
-            "to mend it: `vis4mer cache rm CACHE ID…` for the videos named above, then the same "
-            "`vis4mer extract` again"
-        )
 
 
 def print_import(summary: ImportSummary, *, as_json: bool) -> None:
@@ -171,6 +155,31 @@ def print_pooling(summary: PoolSummary, *, as_json: bool) -> None:
         print_line("stopped early; the same command goes on")
 
 
+def print_packing(summary: PackSummary, *, as_json: bool) -> None:
+    """`cache pack` and `cache unpack`."""
+    if as_json:
+        print_json(summary.to_json())
+        return
+    for failure in summary.failures:
+        print_line(f"failed: {failure.id}: {failure.reason}")
+    if summary.kept_loose:
+        print_line(
+            f"{counted(len(summary.kept_loose), 'video')} of other codecs than ours stay loose: "
+            f"{some_of(summary.kept_loose)}"
+        )
+    packed = summary.direction == "pack"
+    moved = f"put into {counted(summary.num_packs, 'pack')}" if packed else "taken out of packs"
+    print_line(
+        f"{counted(len(summary.changed), 'video')} {moved}, {human_bytes(summary.num_bytes)} in "
+        f"{human_seconds(summary.seconds)}; {summary.unchanged} were so already, "
+        f"{len(summary.failures)} failed" + (f", {summary.left} left to do" if summary.left else "")
+    )
+    if summary.changed and not summary.freed:
+        print_line("`vis4mer cache gc` frees what they took before")
+    if summary.interrupted:
+        print_line("stopped early; the same command goes on")
+
+
 def print_garbage(report: GarbageReport, *, dry_run: bool, as_json: bool) -> None:
     """`cache gc`."""
     if as_json:
@@ -181,3 +190,13 @@ def print_garbage(report: GarbageReport, *, dry_run: bool, as_json: bool) -> Non
     print_line(
         f"{verb} {human_bytes(report.num_bytes)} in {counted(report.num_files, 'file')}{young}"
     )
+    if report.num_claims:
+        print_line(
+            f"{'would remove' if dry_run else 'removed'} {counted(report.num_claims, 'claim')} of "
+            "workers that are gone; the same `vis4mer extract` takes up their videos"
+        )
+    if report.dead_bytes:
+        print_line(
+            f"{human_bytes(report.dead_bytes)} lie unused in packs that hold other videos too; "
+            "`vis4mer cache pack` writes such packs anew"
+        )

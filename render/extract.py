@@ -13,12 +13,13 @@ from ..console import (
     share,
 )
 from ..store.wording import counted, some_of
+from ..store.workers import BEAT_SECONDS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..extract.annotations.labelling import LabelResult, TableChange
-    from ..extract.stages.progress import ExtractProgress, ExtractSummary
+    from ..extract.stages.progress import ExtractProgress, ExtractSummary, HeldVideos
 
 
 def show_extraction(show: Progress, progress: ExtractProgress) -> None:
@@ -38,6 +39,7 @@ def print_extraction(summary: ExtractSummary, *, as_json: bool) -> None:
     if as_json:
         print_json({**asdict(summary), "bottleneck": summary.bottleneck})
         return
+    num_held = sum(len(held.ids) for held in summary.held)
     for damaged in summary.damaged:
         print_line(f"kept with {damaged.damaged_frames} damaged frames: {damaged.id}")
     for failure in summary.failures:
@@ -52,10 +54,13 @@ def print_extraction(summary: ExtractSummary, *, as_json: bool) -> None:
             f"{counted(len(summary.changed), 'file')} changed and left as before (--overwrite): "
             f"{some_of(summary.changed)}"
         )
+    for held in summary.held:
+        print_line(_describe_held(held))
     print_line(
         f"{counted(summary.extracted, 'video')} extracted, "
         f"{summary.already_there} were there already, "
         f"{len(summary.failures)} failed"
+        + (f", {num_held} held by others" if num_held else "")
         + (f", {summary.left} left to do" if summary.left else "")
         + (f", {len(summary.missing):,} of the dataset have no file" if summary.missing else "")
     )
@@ -71,6 +76,21 @@ def print_extraction(summary: ExtractSummary, *, as_json: bool) -> None:
         )
     if summary.interrupted:
         print_line("stopped early; the same command goes on")
+    elif num_held:
+        print_line(
+            "the cache is not complete until the others have finished: `vis4mer cache status` "
+            "shows them; the same command takes up what they leave, and what a machine that was "
+            "lost holds after `vis4mer cache gc CACHE --grace-hours 0.2`"
+        )
+
+
+def _describe_held(held: HeldVideos) -> str:
+    """Who is at which videos, and since when there has been no sign of it."""
+    name = "an unknown worker" if held.host is None else f"{held.host} pid {held.pid}"
+    silent = ""
+    if held.silent_seconds > 2 * BEAT_SECONDS:
+        silent = f", no sign of it for {human_seconds(held.silent_seconds)} as seen from here"
+    return f"held by {name} ({counted(len(held.ids), 'video')}{silent}): {some_of(held.ids)}"
 
 
 def print_labels(cache: Path, result: LabelResult, *, as_json: bool) -> None:

@@ -6,6 +6,7 @@
     reader, writer, files       frames out, frames in, whole files by rename
     catalog, summary, failures  what a cache holds, what could not be extracted
     verify, gc                  checking, and clearing what killed processes left
+    claims, workers, status     who is at which video, when several processes fill one cache
     views, windows, dataset     tokens as a decoder asks for them
 
 Everything that is read may come from somebody else and is checked. Knows nothing of videos,

@@ -3,31 +3,63 @@
     with backing.open(record, "patch/c/0/0/0") as object:
         object.fill([memoryview(buffer)], offset=0)
 
-The one place that knows where the bytes of an object lie. Nothing here takes a lock or writes.
+The one place that knows where the bytes of an object lie: in a file of its own, or within a pack.
+Nothing here takes a lock or writes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from stat import S_ISREG
 from typing import Protocol
 
 from .catalog import Snapshot, load_snapshot
 from .errors import DamagedEntryError
+from .failures import FailureRecord
+from .files import JSON, link_above, linked, read_sealed_in
+from .keys import task_path
 from .layout import crc32c
-from .records import EntryRecord
+from .records import EntryRecord, record_path
 
+TASKS, FAILURES = "tasks", "failures"  # folders of a cache
 _BLOCK_BYTES = 8 << 20
 
 
 class Backing(Protocol):
-    """What `Cache` asks of the place that it is read from. Any number of threads may ask."""
+    """What `Cache` asks of the place that it is read from. Any number of threads may ask.
+
+    name: of the cache, for people: its path, or its address without anything secret.
+    readers: threads that are worth while at least, so that one does not wait for the other.
+    """
+
+    name: str
+    readers: int
 
     def snapshot(self) -> Snapshot:
         """All records of this moment."""
+        ...
+
+    def late_record(self, key: str) -> JSON:
+        """The content of a record that the snapshot lacks; FileNotFoundError when there is none."""
+        ...
+
+    def tasks(self) -> list[str]:
+        """References of the task tables, sorted."""
+        ...
+
+    def table(self, reference: str) -> JSON:
+        """The content of a task table; FileNotFoundError when there is none."""
+        ...
+
+    def failures(self) -> list[FailureRecord]:
+        """What went wrong so far, in any order."""
+        ...
+
+    def prepare(self, record: EntryRecord, paths: Sequence[str]) -> None:
+        """These objects are about to be read: what is far away is fetched, several at a time."""
         ...
 
     def require(self, record: EntryRecord, path: str) -> None:
@@ -44,17 +76,24 @@ class Backing(Protocol):
 
 
 class ObjectFile:
-    """One object, open for reading: `size` bytes of a file from `start` on. A context manager.
+    """One object, open for reading: `size` bytes of an open file from `start` on. A context manager
+    that closes the file.
 
     name: of the object and its video, for errors.
     """
 
-    def __init__(self, path: Path, *, start: int, size: int, name: str) -> None:
+    def __init__(self, fd: int, *, start: int, size: int, name: str) -> None:
         self.name = name
         self.size = size
         self._start = start
+        self._fd = fd
+
+    @classmethod
+    def at(cls, path: Path, *, start: int, size: int, name: str) -> ObjectFile:
+        """The object in the file at `path`."""
         with damage(name):
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return cls(fd, start=start, size=size, name=name)
 
     def __enter__(self) -> ObjectFile:
         return self
@@ -97,28 +136,100 @@ class ObjectFile:
 
 
 class LocalBacking:
-    """A cache's own directory."""
+    """A cache's own directory. A packed object is read from its place within the pack, by the same
+    calls as a file of its own.
+
+    The directory may be a link; none within it is followed, for it may be somebody else's.
+    """
 
     def __init__(self, root: Path) -> None:
+        self.name = str(root)
+        self.readers = 1
         self._root = root
+        self._unlinked: set[Path] = set()  # folders of objects that were seen to be no links
 
     def snapshot(self) -> Snapshot:
         return load_snapshot(self._root)
 
+    def late_record(self, key: str) -> JSON:
+        return read_sealed_in(self._root, record_path(self._root, key))
+
+    def tasks(self) -> list[str]:
+        found = (self._root / TASKS).glob("*/*.json")
+        return sorted(f"{path.parent.name}/{path.stem}" for path in found)
+
+    def table(self, reference: str) -> JSON:
+        dataset, task = task_path(reference)
+        return read_sealed_in(self._root, self._root / TASKS / dataset / f"{task}.json")
+
+    def failures(self) -> list[FailureRecord]:
+        records: list[FailureRecord] = []
+        for path in (self._root / FAILURES).glob("*/*.json"):
+            with contextlib.suppress(FileNotFoundError):  # the video has just succeeded
+                content = read_sealed_in(self._root, path)
+                records.append(FailureRecord.from_json(content, name=str(path)))
+        return records
+
+    def prepare(self, record: EntryRecord, paths: Sequence[str]) -> None:
+        pass
+
     def require(self, record: EntryRecord, path: str) -> None:
-        require_file(self._path(record, path), record.objects[path].size, record.id)
+        if record.pack is None:
+            require_file(self._path(record, path), record.objects[path].size, record.id)
+        else:
+            end = record.pack.offsets[path] + record.objects[path].size
+            pack, name = self._root / record.pack.path, _packed(self._root, record, path)
+            self._require_unlinked(pack, name)
+            _require_room(pack, end, name)
 
     def open(self, record: EntryRecord, path: str) -> ObjectFile:
         self.require(record, path)
-        file = self._path(record, path)
         size = record.objects[path].size
-        return ObjectFile(file, start=0, size=size, name=shown(file, record.id))
+        if record.pack is not None:
+            name = _packed(self._root, record, path)
+            start = record.pack.offsets[path]
+            return ObjectFile.at(self._root / record.pack.path, start=start, size=size, name=name)
+        file = self._path(record, path)
+        return ObjectFile.at(file, start=0, size=size, name=shown(file, record.id))
 
     def zarr_folder(self, record: EntryRecord) -> Path:
+        if record.pack is not None:
+            raise DamagedEntryError(
+                f"{self._root / record.pack.path} (video {record.id!r}): holds an array of other "
+                "codecs than ours, which is never packed; extract the video again"
+            )
         return self._root / record.folder
 
     def _path(self, record: EntryRecord, path: str) -> Path:
-        return self._root / record.folder / path
+        """The file of a loose object; DamagedEntryError when a link stands among its folders."""
+        file = self._root / record.folder / path
+        self._require_unlinked(file, shown(file, record.id))
+        return file
+
+    def _require_unlinked(self, file: Path, name: str) -> None:
+        """Each folder is asked once."""
+        if file.parent not in self._unlinked:
+            if (link := link_above(file, self._root)) is not None:
+                raise DamagedEntryError(f"{name}: {linked(link)}")
+            self._unlinked.add(file.parent)
+
+
+def _packed(root: Path, record: EntryRecord, path: str) -> str:
+    """A packed object as errors name it."""
+    pack = record.pack.path if record.pack else ""
+    return f"{root / pack}: {path} (video {record.id!r})"
+
+
+def _require_room(pack: Path, end: int, name: str) -> None:
+    """Raise DamagedEntryError unless `pack` is a plain file of at least `end` bytes."""
+    with damage(name):
+        stat = os.lstat(pack)
+    if not S_ISREG(stat.st_mode):
+        raise DamagedEntryError(f"{name}: the pack is not a plain file")
+    if stat.st_size < end:
+        raise DamagedEntryError(
+            f"{name}: ends at byte {end}, but the pack has {stat.st_size}; the file is torn"
+        )
 
 
 def require_file(path: Path, expected_size: int, entry_id: str) -> None:

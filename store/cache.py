@@ -1,15 +1,17 @@
 """The feature cache as one object: open it, ask what it holds, read tokens, add entries.
 
-    cache = open_cache("lvu.zarr")
+    cache = open_cache("lvu.zarr")                              # or "s3://bucket/lvu.zarr"
     cache.read("clip.mp4", "patch", frames=range(0, 60))        # float16 (60, 196, 1024)
 
-Reading takes no lock and writes nothing, so a read-only mount works while others still write. What
-is here knows nothing of videos, backbones, training or torch.
+Reading takes no lock and writes nothing, so a read-only mount works while others still write. A
+cache at an address is only read, through a bounded directory here (`remote.mirror`). What is here
+knows nothing of videos, backbones, training or torch.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from . import fields as f
 from . import quantise
-from .backing import Backing, LocalBacking
+from .backing import FAILURES, TASKS, Backing, LocalBacking
 from .catalog import CatalogRow, Snapshot, load_snapshot, save_catalog
 from .errors import CacheFormatError, EntryNotFoundError, UsageError, Vis4merError
 from .failures import FailureRecord
@@ -30,6 +32,7 @@ from .files import (
     canonical_json,
     create_exclusive,
     is_temporary,
+    look_anew,
     parse_json,
     read_json_bytes,
     read_sealed,
@@ -41,8 +44,11 @@ from .files import (
 )
 from .keys import entry_key, fan, task_path
 from .layout import group_metadata
+from .packs import rest_pack
 from .reader import read_frames
 from .records import EntryRecord, SourceRecord, frame_cost, record_name, record_path
+from .remote.local import path_of
+from .remote.urls import scheme_of, shown_url
 from .spec import CacheSpec, require_writable
 from .tasks import Split, TaskTable
 from .views import TokenView, pool_grid
@@ -53,6 +59,7 @@ if TYPE_CHECKING:
 
 Frames = slice | range | Sequence[int] | NDArray[np.integer] | None
 Tokens = NDArray[np.float16] | NDArray[np.float32]
+_ADDRESS = re.compile(r"(s3a?|gs|az|abfss?|https?|ssh|sftp|hf):/{1,2}")  # as Path spells it too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +76,16 @@ class ViewTokens:
 
 
 def open_cache(path: str | Path) -> Cache:
-    """Open a cache for reading. CacheFormatError when `path` is none, or of a newer format."""
-    root = Path(path)
+    """Open a cache: a directory (or its file:// address), or s3://, gs://, az://, http(s)://,
+    ssh:// and hf://, from where it is only read.
+
+    CacheFormatError when there is none, or one of a newer format; RemoteError when a place fails.
+    """
+    if isinstance(path, str) and scheme_of(path) not in ("", "file"):
+        from .remote.mirror import open_remote
+
+        return open_remote(path)
+    root = _directory(path)
     return Cache(root, _read_spec(root))
 
 
@@ -79,7 +94,7 @@ def find_cache(path: str | Path) -> Cache | None:
 
     Writes nothing. Raises UsageError when something else stands at `path`.
     """
-    root = Path(path)
+    root = _directory(path)
     if (root / "zarr.json").exists():
         return open_cache(root)
     _require_room(root)
@@ -92,7 +107,7 @@ def create_cache(path: str | Path, spec: CacheSpec) -> Cache:
     Raises FingerprintError, field by field, when the cache there was made with other settings, and
     UsageError when something else stands at `path`.
     """
-    root = Path(path)
+    root = _directory(path)
     with storage_errors(root):
         if not (root / "zarr.json").exists():
             _make(root, spec)
@@ -102,23 +117,65 @@ def create_cache(path: str | Path, spec: CacheSpec) -> Cache:
     return Cache(root, stored)
 
 
+def _directory(path: str | Path) -> Path:
+    """The directory of a cache that may be written to. UsageError for an address, also one that a
+    `Path` has taken a slash from."""
+    text = str(path)
+    if scheme_of(text) == "file":
+        return path_of(text)
+    address = _ADDRESS.match(text)
+    if address is not None and not Path(path).exists():
+        url = shown_url(f"{address[1]}://{text[address.end() :]}")
+        raise UsageError(
+            f"{url} is an address, expected a directory here: a cache elsewhere is read-only; "
+            f"`vis4mer cache pull {url} DIR` brings it here, `vis4mer cache push` sends it back"
+        )
+    return Path(path)
+
+
 class Cache:
-    """A cache at `path`. Use `open_cache` or `create_cache`.
+    """A cache at `address`: a path, or where it is only read from. Use `open_cache` or
+    `create_cache`.
 
     The list of entries is a snapshot taken when it is first needed; `refresh` takes a new one.
+    backing: what it is read from, where that is not a directory of its own.
     """
 
-    def __init__(self, path: Path, spec: CacheSpec) -> None:
-        self.path = path
-        self.backing: Backing = LocalBacking(path)
+    def __init__(
+        self, address: str | Path, spec: CacheSpec, *, backing: Backing | None = None
+    ) -> None:
+        self.address = str(address)
+        self.backing: Backing = backing or LocalBacking(Path(address))
         self.spec = spec
+        self._root = None if backing else Path(address)
         self._entries: Snapshot | None = None
         self._records: dict[str, EntryRecord] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Worker processes open the cache for themselves."""
-        return (open_cache, (self.path,))
+        return (open_cache, (self.address,))
+
+    @property
+    def name(self) -> str:
+        """Of the cache, for people: its path, or its address without anything secret."""
+        return self.backing.name
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is read from an address, and has no directory of its own."""
+        return self._root is None
+
+    @property
+    def path(self) -> Path:
+        """The cache's own directory. UsageError, read-only, when it is at an address: whatever
+        writes asks for it."""
+        if self._root is None:
+            raise UsageError(
+                f"{self.name} is remote and read-only: pull it first "
+                f"(`vis4mer cache pull {self.name} DIR`)"
+            )
+        return self._root
 
     def __len__(self) -> int:
         return len(self.ids())
@@ -150,13 +207,13 @@ class Cache:
         if (known := self._records.get(entry_id)) is not None:
             return known
         key = entry_key(entry_id)
-        name = record_name(self.path, key)
+        name = record_name(self.name, key)
         row = self._snapshot().rows.get(key)
         try:
-            content = unseal(row.text, name=name) if row else read_sealed(Path(name))
+            content = unseal(row.text, name=name) if row else self.backing.late_record(key)
         except FileNotFoundError as error:
             raise EntryNotFoundError(
-                f"{self.path} has no entry for video {entry_id!r}; `vis4mer cache ls` lists them"
+                f"{self.name} has no entry for video {entry_id!r}; `vis4mer cache ls` lists them"
             ) from error
         record = EntryRecord.from_json(content, spec=self.spec, name=name)
         if record.id != entry_id:
@@ -182,11 +239,11 @@ class Cache:
         verify: check the crc32c of every frame. Raises DamagedEntryError, never gives zeros.
         """
         record = self.record(entry_id)
-        chosen = _frame_indices(frames, record, self.path)
+        chosen = _frame_indices(frames, record, self.name)
         present = record.token_arrays
         if array not in present:
             raise UsageError(
-                f"video {entry_id!r} in {self.path} has no array {array!r}, only "
+                f"video {entry_id!r} in {self.name} has no array {array!r}, only "
                 f"{', '.join(present)}"
             )
         shape = (len(chosen), *record.arrays[array].shape[1:])
@@ -232,7 +289,7 @@ class Cache:
                 tokens = _pooled(tokens, grid, view.grid)
                 grid = view.grid
             if pool and view.selection is not None:
-                tokens = _selected(tokens, view, record, _frame_indices(frames, record, self.path))
+                tokens = _selected(tokens, view, record, _frame_indices(frames, record, self.name))
                 grid = view.given_grid or grid
             patch = tokens.reshape(tokens.shape[0], *grid, tokens.shape[-1])  # t h w D
         return ViewTokens(patch=patch, prefix=prefix, num_bytes=num_bytes)
@@ -266,20 +323,19 @@ class Cache:
 
     def tasks(self) -> list[str]:
         """References of the task tables, e.g. `lvu/relationship`, sorted."""
-        found = (self.path / "tasks").glob("*/*.json")
-        return sorted(f"{path.parent.name}/{path.stem}" for path in found)
+        return self.backing.tasks()
 
     def task(self, reference: str) -> TaskTable:
         """A task table. UsageError lists those present."""
-        path = self._task_path(reference)
+        name = f"{self.name}/{TASKS}/{'/'.join(task_path(reference))}.json"
         try:
-            content = read_sealed(path)
+            content = self.backing.table(reference)
         except FileNotFoundError as error:
             present = ", ".join(self.tasks()) or "none; add labels with `vis4mer label`"
-            raise UsageError(f"{self.path} has no task {reference!r}; it has {present}") from error
-        table = TaskTable.from_json(content, name=str(path))
+            raise UsageError(f"{self.name} has no task {reference!r}; it has {present}") from error
+        table = TaskTable.from_json(content, name=name)
         if table.reference != reference:
-            raise CacheFormatError(f"{path}: is task {table.reference!r}, expected {reference!r}")
+            raise CacheFormatError(f"{name}: is task {table.reference!r}, expected {reference!r}")
         return table
 
     def save_task(self, table: TaskTable) -> None:
@@ -287,12 +343,17 @@ class Cache:
         write_atomic(self._task_path(table.reference), seal(table.to_json()))
 
     def failures(self) -> list[FailureRecord]:
-        """What went wrong so far, sorted by id."""
-        records: list[FailureRecord] = []
-        for path in (self.path / "failures").glob("*/*.json"):
-            with contextlib.suppress(FileNotFoundError):  # the video has just succeeded
-                records.append(FailureRecord.from_json(read_sealed(path), name=str(path)))
-        return sorted(records, key=lambda record: record.id)
+        """What went wrong so far, sorted by id; none of a place that cannot list."""
+        return sorted(self.backing.failures(), key=lambda record: record.id)
+
+    def failure(self, entry_id: str) -> FailureRecord | None:
+        """What went wrong with one video, as it stands now."""
+        path = self._failure_path(entry_id)
+        look_anew(path.parent)
+        try:
+            return FailureRecord.from_json(read_sealed(path), name=str(path))
+        except FileNotFoundError:
+            return None
 
     def record_failure(self, failure: FailureRecord) -> None:
         write_atomic(self._failure_path(failure.id), seal(failure.to_json()))
@@ -315,21 +376,42 @@ class Cache:
         def publish(record: EntryRecord) -> EntryRecord:
             return self._publish(record, overwrite=overwrite)
 
-        with storage_errors(self.path):
-            _ensure_group(self.path / "videos" / fan(entry_key(entry_id)))
+        ensure_groups(self.path, entry_key(entry_id))
         return EntryWriter(self.path, entry_id, spec=self.spec, source=source, publish=publish)
+
+    def look_again(self, entry_id: str) -> bool:
+        """Has an entry been committed by somebody else since the snapshot? `record` gives it then.
+
+        One whose record was damaged, and is, has not.
+        """
+        known = self._snapshot().rows.get(entry_key(entry_id))
+        path = record_path(self.path, entry_key(entry_id))
+        look_anew(path.parent)
+        try:
+            text = read_json_bytes(path).decode()
+            if known is not None and known.text == text:
+                return False
+            content = unseal(text, name=str(path))
+            record = EntryRecord.from_json(content, spec=self.spec, name=str(path))
+        except (FileNotFoundError, ValueError):  # as CacheFormatError is, and what is no UTF-8
+            return False
+        if record.id != entry_id:
+            return False
+        self._records[entry_id] = record
+        return True
 
     def remove(self, entry_id: str) -> None:
         """Make an entry cease to exist; its bytes go with the next `gc`."""
         record = self.record(entry_id)
         with storage_errors(self.path):
+            rest_pack(self.path, record)
             record_path(self.path, record.key).unlink(missing_ok=True)
         self.refresh()
 
     def write_catalog(self) -> None:
         """Bring `catalog.json` up to date with the records."""
         self.refresh()
-        save_catalog(self.path, load_snapshot(self.path).rows)
+        save_catalog(self.path, load_snapshot(self.path).rows, self.tasks())
 
     # -----------------------------------------------------------------------------------------
 
@@ -339,6 +421,7 @@ class Cache:
         # What could not be read back is never committed.
         EntryRecord.from_json(unseal(data, name=str(path)), spec=self.spec, name=str(path))
         if overwrite:
+            self._rest_overwritten(path)
             write_atomic(path, data)
         elif not create_exclusive(path, data):
             return EntryRecord.from_json(read_sealed(path), spec=self.spec, name=str(path))
@@ -349,6 +432,14 @@ class Cache:
             if self._entries is not None:
                 self._entries.rows[record.key] = row
         return record
+
+    def _rest_overwritten(self, path: Path) -> None:
+        """A damaged record names no pack that could be told."""
+        with contextlib.suppress(OSError, CacheFormatError):
+            name = str(path)
+            rest_pack(
+                self.path, EntryRecord.from_json(read_sealed(path), spec=self.spec, name=name)
+            )
 
     def _snapshot(self) -> Snapshot:
         with self._lock:
@@ -371,14 +462,14 @@ class Cache:
 
     def _failure_path(self, entry_id: str) -> Path:
         key = entry_key(entry_id)
-        return self.path / "failures" / fan(key) / f"{key}.json"
+        return self.path / FAILURES / fan(key) / f"{key}.json"
 
     def _task_path(self, reference: str) -> Path:
         dataset, task = task_path(reference)
-        return self.path / "tasks" / dataset / f"{task}.json"
+        return self.path / TASKS / dataset / f"{task}.json"
 
 
-def _frame_indices(frames: Frames, record: EntryRecord, path: Path) -> NDArray[np.int64]:
+def _frame_indices(frames: Frames, record: EntryRecord, name: str) -> NDArray[np.int64]:
     """Indices of the frames asked for, each checked to be in [0, num_frames)."""
     every = range(record.num_frames)
     if frames is None or isinstance(frames, slice):
@@ -389,7 +480,7 @@ def _frame_indices(frames: Frames, record: EntryRecord, path: Path) -> NDArray[n
     chosen = given.astype(np.int64)
     if chosen.ndim != 1 or (chosen.size and not 0 <= chosen.min() <= chosen.max() < len(every)):
         raise UsageError(
-            f"video {record.id!r} in {path} has frames 0 to {len(every) - 1}; "
+            f"video {record.id!r} in {name} has frames 0 to {len(every) - 1}; "
             f"asked for {chosen.min()} to {chosen.max()}"
             if chosen.ndim == 1
             else f"frames must be one-dimensional, got shape {chosen.shape}"
@@ -412,18 +503,32 @@ def _selected(
 
 def _make(root: Path, spec: CacheSpec) -> None:
     _require_room(root)
+    # A loser of the race opens the winner's cache.
+    create_exclusive(root / "zarr.json", spec_bytes(spec))
+
+
+def spec_bytes(spec: CacheSpec) -> bytes:
+    """`zarr.json` of a cache: a Zarr group whose attributes hold the sealed spec."""
     about: JSON = parse_json(seal(spec.to_json()), name="spec")
-    data = canonical_json(group_metadata({"vis4mer": about}))
-    create_exclusive(root / "zarr.json", data)  # a loser of the race opens the winner's cache
+    return canonical_json(group_metadata({"vis4mer": about}))
 
 
 def _require_room(root: Path) -> None:
     """UsageError when something else than a cache stands where one is to be made."""
     # Half-written files of a process that was killed while it made this cache do not count.
-    if root.exists() and not (root.is_dir() and all(is_temporary(p.name) for p in root.iterdir())):
+    if not root.exists() or (root.is_dir() and all(is_temporary(p.name) for p in root.iterdir())):
+        return
+    if not (root / "zarr.json").exists():  # somebody else may just have made it
         raise UsageError(
             f"{root} exists and is no feature cache; give --cache a new or empty directory"
         )
+
+
+def ensure_groups(root: Path, key: str) -> None:
+    """The groups above the entry of `key`."""
+    with storage_errors(root):
+        _ensure_group(root / "videos")
+        _ensure_group(root / "videos" / fan(key))
 
 
 def _ensure_group(folder: Path) -> None:
@@ -438,17 +543,22 @@ def _read_spec(root: Path) -> CacheSpec:
     if not root.is_dir():
         raise UsageError(f"{root}: no such directory; expected a feature cache")
     try:
-        content = parse_json(read_json_bytes(path), name=str(path))
+        data = read_json_bytes(path)
     except FileNotFoundError as error:
         raise CacheFormatError(
             f"{root} is no feature cache (it has no zarr.json); `vis4mer extract --cache` makes one"
         ) from error
     except OSError as error:
         raise Vis4merError(f"{path} cannot be read ({error.strerror})") from error
-    attributes = f.mapping(content, "attributes", name=str(path))
+    return parse_spec(data, name=str(path))
+
+
+def parse_spec(data: bytes, *, name: str) -> CacheSpec:
+    """The spec in `zarr.json` of a cache; CacheFormatError when it is none, or does not check."""
+    attributes = f.mapping(parse_json(data, name=name), "attributes", name=name)
     if "vis4mer" not in attributes:
-        raise CacheFormatError(f"{root} is a Zarr group but no vis4mer feature cache")
-    about = f.mapping(attributes, "vis4mer", name=str(path))
-    spec = CacheSpec.from_json(about, name=str(path))
-    require_checksum(about, name=str(path))
+        raise CacheFormatError(f"{name}: a Zarr group but no vis4mer feature cache")
+    about = f.mapping(attributes, "vis4mer", name=name)
+    spec = CacheSpec.from_json(about, name=name)
+    require_checksum(about, name=name)
     return spec

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 from . import fields as f
 from .errors import CacheFormatError, UsageError
 from .files import parse_json, read_json_bytes, seal, unseal, write_atomic
-from .keys import KEY_PATTERN, entry_key, fan
+from .keys import KEY_PATTERN, entry_key, fan, is_task_path
 from .records import RECORDS
 
 CATALOG = "catalog.json"
@@ -65,9 +65,35 @@ def _is_current(row: CatalogRow | None, stat: os.stat_result) -> bool:
     return row is not None and (row.size, row.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
-def save_catalog(root: Path, rows: dict[str, CatalogRow]) -> None:
+def save_catalog(root: Path, rows: Mapping[str, CatalogRow], tasks: Sequence[str]) -> None:
+    """Write the catalog of the cache at `root`; `catalog_bytes` of it."""
+    write_atomic(root / CATALOG, catalog_bytes(rows, tasks))
+
+
+def catalog_bytes(rows: Mapping[str, CatalogRow], tasks: Sequence[str]) -> bytes:
+    """A catalog of these records, and of the task tables, which a reader that cannot list a place
+    finds nowhere else."""
     entries = [[key, r.id, r.size, r.mtime_ns, r.text] for key, r in sorted(rows.items())]
-    write_atomic(root / CATALOG, seal({"entries": entries}))
+    return seal({"entries": entries, "tasks": sorted(tasks)})
+
+
+def parse_catalog(data: bytes, *, name: str) -> tuple[dict[str, CatalogRow], tuple[str, ...]]:
+    """Rows by key and references of task tables. CacheFormatError for anything else."""
+    content = unseal(data, name=name)
+    rows = {}
+    for entry in f.sequence(content, "entries", name=name):
+        if not isinstance(entry, list) or len(entry) != 5:
+            raise CacheFormatError(f"{name}: an entry is no list of 5 values")
+        key, entry_id, size, mtime_ns, text = entry
+        rows[key] = _checked(key, entry_id, size, mtime_ns, text, name=name)
+    tasks = f.texts(content, "tasks", name=name) if "tasks" in content else ()
+    return rows, tuple(reference for reference in tasks if is_task_path(reference))
+
+
+def parse_row(key: str, data: bytes, *, name: str) -> CatalogRow:
+    """The row of a record that was read by itself."""
+    entry_id = f.text(parse_json(data, name=name), "id", name=name)
+    return _checked(key, entry_id, len(data), 0, data.decode(), name=name)
 
 
 @dataclass(frozen=True)
@@ -125,13 +151,9 @@ def _read_catalog(root: Path) -> dict[str, CatalogRow]:
     try:
         written_ns = path.stat().st_mtime_ns
         data = read_json_bytes(path, max_bytes=MAX_CATALOG_BYTES)
-        entries = f.sequence(unseal(data, name=str(path)), "entries", name=str(path))
-        return {
-            key: _checked(key, entry_id, size, mtime_ns, text, name=str(path))
-            for key, entry_id, size, mtime_ns, text in entries
-            if mtime_ns < written_ns
-        }
-    except (FileNotFoundError, CacheFormatError, ValueError, TypeError):
+        rows, _ = parse_catalog(data, name=str(path))
+        return {key: row for key, row in rows.items() if row.mtime_ns < written_ns}
+    except (OSError, CacheFormatError, ValueError, TypeError):
         return {}
 
 

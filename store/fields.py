@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 from .errors import CacheFormatError
 
 T = TypeVar("T")
+MOST = (1 << 63) - 1  # of any count, size or time: sums of some stay numbers that can be written
 
 
 def _refuse(name: str, field: str, value: object, expected: str) -> CacheFormatError:
     shown = reprlib.repr(value)  # bounded in depth and length, whatever the file holds
-    return CacheFormatError(f"{name}: field {field!r} is {shown}, expected {expected}")
+    return CacheFormatError(f"{name}: field {field!r:.80} is {shown}, expected {expected}")
 
 
 def _get(data: Mapping[str, Any], field: str, name: str) -> Any:
@@ -42,10 +43,14 @@ def choice(data: Mapping[str, Any], field: str, choices: tuple[T, ...], *, name:
     raise _refuse(name, field, value, "one of " + ", ".join(map(str, choices)))
 
 
-def integer(data: Mapping[str, Any], field: str, *, name: str, minimum: int = 0) -> int:
+def integer(
+    data: Mapping[str, Any], field: str, *, name: str, minimum: int = 0, maximum: int = MOST
+) -> int:
     value = _get(data, field, name)
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise _refuse(name, field, value, f"an integer of at least {minimum}")
+    if value > maximum:
+        raise _refuse(name, field, value, f"an integer of at most {maximum}")
     return value
 
 
@@ -90,8 +95,8 @@ def _plain_numbers(values: list[Any]) -> tuple[float, ...] | None:
 def integers(data: Mapping[str, Any], field: str, *, name: str) -> tuple[int, ...]:
     values = sequence(data, field, name=name)
     for value in values:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise _refuse(name, field, value, "integers of at least 0")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST:
+            raise _refuse(name, field, value, f"integers from 0 to {MOST}")
     return tuple(values)
 
 

@@ -1,8 +1,8 @@
 """Files that are either whole or absent, and JSON that carries a checksum of itself.
 
 Everything a cache says about itself goes through here: written beside its final name, flushed to
-the disk, then renamed (or linked, where it must not replace anything). Knows nothing of what the
-JSON means.
+the disk, then renamed (or linked, where it must not replace anything). In a directory that a group
+shares, what is made here belongs to the group. Knows nothing of what the JSON means.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISGID, S_ISREG, S_IWGRP
 from typing import Any, BinaryIO
 
 from .errors import CacheFormatError, Vis4merError
@@ -37,6 +37,7 @@ _STORE_FAILURES = {
     errno.ENAMETOOLONG: "the path is too long; choose a shorter directory",
     errno.ELOOP: "a link stands there, which is not followed; remove it",
 }
+_GROUP_FILE, _GROUP_DIRECTORY = 0o060, S_ISGID | 0o070
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -64,18 +65,58 @@ def fsync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def make_directory(path: Path) -> None:
-    """Make a directory and its parents, each name durable; no matter if it is there already."""
+def make_directory(path: Path, *, durable: bool = True) -> None:
+    """Make a directory and its parents, each name durable; no matter if it is there already.
+
+    durable: False where somebody else makes the names durable later.
+    """
     if path.is_dir():
         return
-    make_directory(path.parent)
+    make_directory(path.parent, durable=durable)
     try:
-        path.mkdir(exist_ok=True)
+        path.mkdir()
+    except FileExistsError as error:
+        if not path.is_dir():
+            raise StorageError(
+                f"cannot write {path}: a file stands there, where a directory is to be made"
+            ) from error
     except FileNotFoundError as error:  # its parent is there: no directories live in /proc
         raise StorageError(
             f"cannot write {path}: no directory can be made there; choose another directory"
         ) from error
-    fsync_directory(path.parent)
+    else:
+        _share(path, path.parent)
+    if durable:
+        fsync_directory(path.parent)
+
+
+def new_file(path: Path) -> BinaryIO:
+    """A file that was not there, to write. FileExistsError when it was."""
+    file = path.open("xb")
+    _share(file.fileno(), path.parent)
+    return file
+
+
+def _share(made: Path | int, folder: Path) -> None:
+    """Let the group use what this user made in a directory that it shares (group-writable and
+    setgid), whatever the umask: others must be able to lock it, to link to it (Linux lets only who
+    may write a file do so), and to replace what lies in it. made: a path, or an open file."""
+    shared = folder.stat().st_mode
+    stat = os.stat(made)  # noqa: PTH116 - maybe a descriptor
+    if shared & S_ISGID and shared & S_IWGRP and stat.st_uid == os.geteuid():
+        wanted = stat.st_mode | (_GROUP_DIRECTORY if S_ISDIR(stat.st_mode) else _GROUP_FILE)
+        if wanted != stat.st_mode:
+            os.chmod(made, wanted & 0o7777)  # noqa: PTH101 - maybe a descriptor
+
+
+def look_anew(folder: Path) -> None:
+    """Ask a network's file server what a directory holds now.
+
+    A client remembers for up to a minute that a name was missing; opening the directory makes it
+    ask again. No matter if there is none.
+    """
+    with contextlib.suppress(OSError):
+        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
 
 
 @contextlib.contextmanager
@@ -89,6 +130,8 @@ def held_alone(lock: Path, *, otherwise: str) -> Iterator[None]:
     with storage_errors(lock):
         fd = os.open(lock, flags, 0o666)
     try:
+        with storage_errors(lock):
+            _share(fd, lock.parent)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -122,7 +165,7 @@ def _beside(path: Path) -> Path:
 def _write_beside(path: Path, data: bytes) -> Path:
     beside = _beside(path)
     try:
-        with beside.open("xb") as file:
+        with new_file(beside) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -133,16 +176,17 @@ def _write_beside(path: Path, data: bytes) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """A new file to write, which takes the place of `path` when the block ends without an error.
 
-    A link under that name is replaced and never followed.
+    A link under that name is replaced and never followed. durable: False where somebody else makes
+    the name durable later; the bytes are in any case.
     """
     with storage_errors(path):
-        make_directory(path.parent)
+        make_directory(path.parent, durable=durable)
         beside = _beside(path)
         try:
-            with beside.open("xb") as file:
+            with new_file(beside) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -150,7 +194,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
-        fsync_directory(path.parent)
+        if durable:
+            fsync_directory(path.parent)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -271,16 +316,58 @@ def _refuse_constant(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON")
 
 
-def read_json_bytes(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """The bytes of a JSON file, refused when it is larger than any we write, or no plain file."""
-    stat = path.stat()
-    if not S_ISREG(stat.st_mode):  # opening a pipe would wait for ever
-        raise CacheFormatError(f"{path}: expected a plain file of JSON")
-    if stat.st_size > max_bytes:
-        raise CacheFormatError(
-            f"{path}: {stat.st_size} bytes of JSON, expected at most {max_bytes}"
-        )
-    return path.read_bytes()
+def read_json_bytes(
+    path: Path, *, max_bytes: int = MAX_JSON_BYTES, follow_links: bool = False
+) -> bytes:
+    """The bytes of a JSON file; CacheFormatError for one larger than any we write, for what is no
+    plain file, and for a link, which may lead anywhere.
+
+    follow_links: of a file that somebody named here, and that did not come with a cache or a run.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # opening a pipe would wait for ever
+    try:
+        fd = os.open(path, flags if follow_links else flags | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise CacheFormatError(f"{path}: {_STORE_FAILURES[errno.ELOOP]}") from error
+        if error.errno == errno.ENXIO:  # a socket
+            raise CacheFormatError(f"{path}: expected a plain file of JSON") from error
+        raise
+    try:
+        stat = os.fstat(fd)
+        if not S_ISREG(stat.st_mode):
+            raise CacheFormatError(f"{path}: expected a plain file of JSON")
+        if stat.st_size > max_bytes:
+            raise CacheFormatError(
+                f"{path}: {stat.st_size} bytes of JSON, expected at most {max_bytes}"
+            )
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            return file.read(stat.st_size)
+    finally:
+        os.close(fd)
+
+
+def link_above(path: Path, root: Path) -> Path | None:
+    """A link among the folders of a file below `root`; None when there is none. `root` may be one.
+
+    Within a cache none is followed: it may be somebody else's, and lead anywhere.
+    """
+    for folder in path.relative_to(root).parents[:-1]:
+        if (root / folder).is_symlink():
+            return root / folder
+    return None
+
+
+def linked(link: Path) -> str:
+    """What an error says of a link."""
+    return f"a link stands at {link}, which is not followed; put there what it leads to"
+
+
+def read_sealed_in(root: Path, path: Path) -> JSON:
+    """`read_sealed` of a file below `root`; CacheFormatError also for a link among its folders."""
+    if (link := link_above(path, root)) is not None:
+        raise CacheFormatError(f"{path}: {linked(link)}")
+    return read_sealed(path)
 
 
 def read_sealed(path: Path) -> JSON:

@@ -1,8 +1,9 @@
 """Garbage: what killed, beaten and overwritten writers left behind.
 
-An attempt that no record names is garbage, and so is a temporary file, once it has rested for a
-grace period: a writer may still be filling it, a reader may still be reading what was overwritten.
-When it is not clear what a record names, everything of its video is kept.
+An attempt or a pack that no record names is garbage, and so is a temporary file, once it has rested
+for a grace period: a writer may still be filling it, a reader may still be reading what was
+overwritten. When it is not clear what a record names, everything of its video is kept, and every
+pack.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ from pathlib import Path
 from stat import S_ISREG
 
 from .cache import Cache
+from .catalog import load_snapshot
+from .claims import clear_lapsed
 from .errors import CacheFormatError
-from .files import is_temporary, read_sealed, storage_errors
+from .files import is_temporary, read_sealed, storage_errors, unseal
 from .keys import ATTEMPT_PATTERN, KEY_PATTERN, fan
-from .records import record_path
+from .packs import pack_uses
+from .records import PACK_PATTERN, PACKS, EntryRecord, record_path
+from .replacement import rearranging
+from .workers import CLAIMS, LAPSE_SECONDS
 
 DEFAULT_GRACE_SECONDS = 24 * 3600.0
 
@@ -30,11 +36,15 @@ DEFAULT_GRACE_SECONDS = 24 * 3600.0
 class GarbageReport:
     """What was removed, or would be. `paths` are relative to the cache; an attempt is one path and
     as many files as it holds. num_bytes: that become free; a file that has another name outside the
-    garbage, as in attempts that `pooling` made, stays on the disk."""
+    garbage, as in attempts that `pooling` made, stays on the disk. dead_bytes: that no record names
+    in packs that others are kept in; `vis4mer cache pack` writes such packs anew. num_claims: of
+    workers that are gone, or have given no sign for as long."""
 
     num_files: int
     num_bytes: int
     paths: tuple[str, ...]
+    dead_bytes: int
+    num_claims: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,25 +59,75 @@ class _Garbage:
 def collect_garbage(
     cache: Cache, *, grace_seconds: float = DEFAULT_GRACE_SECONDS, dry_run: bool = False
 ) -> GarbageReport:
-    """Remove unreferenced attempts and leftover temporary files older than the grace period.
+    """Remove unreferenced attempts and leftover temporary files older than the grace period, and
+    the claims of workers that are gone or have rested for so long (ten minutes at least).
 
     The age of an attempt counts from the newest change inside it, or from the record that replaced
-    it. dry_run: only report. StorageError when the file system refuses.
+    it. dry_run: only report. StorageError when the file system refuses, Vis4merError while somebody
+    packs: a pack is named by records only when it is whole.
     """
     latest = time.time() - grace_seconds
-    found = [*_attempts(cache.path), *_temporary_files(cache.path)]
     removed: list[_Garbage] = []
-    for garbage in found:
-        if garbage.changed_seconds > latest or _is_named(cache.path, garbage.path, latest=latest):
-            continue
-        if not dry_run:
-            _remove(garbage.path)
-        removed.append(garbage)
-    return GarbageReport(
-        num_files=sum(len(garbage.files) for garbage in removed),
-        num_bytes=_freed(file for garbage in removed for file in garbage.files),
-        paths=tuple(garbage.path.relative_to(cache.path).as_posix() for garbage in removed),
+    with _undisturbed(cache.path, dry_run=dry_run):
+        packs, dead_bytes = _packs(cache)
+        for garbage in [*_attempts(cache.path), *_temporary_files(cache.path), *packs]:
+            if garbage.changed_seconds > latest or _is_named(
+                cache.path, garbage.path, latest=latest
+            ):
+                continue
+            if not dry_run:
+                _remove(garbage.path)
+            removed.append(garbage)
+    lapsed = clear_lapsed(
+        cache.path, latest=min(latest, time.time() - LAPSE_SECONDS), dry_run=dry_run
     )
+    paths = [*(garbage.path for garbage in removed), *lapsed]
+    return GarbageReport(
+        num_files=sum(len(garbage.files) for garbage in removed) + len(lapsed),
+        num_bytes=_freed(file for garbage in removed for file in garbage.files)
+        + sum(lapsed.values()),
+        paths=tuple(path.relative_to(cache.path).as_posix() for path in paths),
+        dead_bytes=dead_bytes,
+        num_claims=sum(path.parent.name == CLAIMS for path in lapsed),
+    )
+
+
+def _undisturbed(root: Path, *, dry_run: bool) -> contextlib.AbstractContextManager[None]:
+    """Nobody packs meanwhile. A cache without packs needs no lock, and a dry run writes none."""
+    return contextlib.nullcontext() if dry_run or not (root / PACKS).is_dir() else rearranging(root)
+
+
+def _packs(cache: Cache) -> tuple[list[_Garbage], int]:
+    """The packs that no record names, and the bytes of the others that none names; no pack while it
+    is unclear what some record names."""
+    folder = cache.path / PACKS
+    if not folder.is_dir() or folder.is_symlink():
+        return [], 0
+    found = {
+        path.name: _Garbage(path=path, files=(stat,), changed_seconds=stat.st_mtime)
+        for path in sorted(folder.iterdir())
+        if PACK_PATTERN.fullmatch(path.name) and S_ISREG((stat := path.lstat()).st_mode)
+    }
+    records = _records(cache)  # after the listing: a commit in between is seen
+    if records is None:
+        return [], 0
+    uses = pack_uses(cache.path, records)
+    unnamed = [garbage for name, garbage in found.items() if name not in uses]
+    return unnamed, sum(use.dead_bytes for use in uses.values())
+
+
+def _records(cache: Cache) -> list[EntryRecord] | None:
+    """Every record of this moment; None when one cannot be read."""
+    snapshot = load_snapshot(cache.path)
+    if snapshot.damaged:
+        return None
+    try:
+        return [
+            EntryRecord.from_json(unseal(row.text, name=key), spec=cache.spec, name=key)
+            for key, row in snapshot.rows.items()
+        ]
+    except CacheFormatError:
+        return None
 
 
 def _attempts(root: Path) -> Iterator[_Garbage]:
@@ -117,7 +177,7 @@ def _freed(files: Iterable[os.stat_result]) -> int:
 
 
 def _is_named(root: Path, path: Path, *, latest: float) -> bool:
-    """Does a record name this attempt, or did one replace it after `latest`?
+    """Does a record name these files, or did one replace it after `latest`?
 
     The record is read after the attempt was listed, right before removal: a commit in between is
     seen.
@@ -127,9 +187,9 @@ def _is_named(root: Path, path: Path, *, latest: float) -> bool:
         return False
     record = record_path(root, key)
     try:
-        return bool(
-            read_sealed(record).get("attempt") == attempt or record.stat().st_mtime > latest
-        )
+        content = read_sealed(record)
+        loose = content.get("attempt") == attempt and "pack" not in content
+        return loose or record.stat().st_mtime > latest
     except FileNotFoundError:
         return False
     except (CacheFormatError, OSError):

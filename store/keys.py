@@ -56,6 +56,15 @@ def task_path(reference: str) -> tuple[str, str]:
     return dataset, task
 
 
+def is_task_path(reference: str) -> bool:
+    """Whether this could be the reference of a task table."""
+    try:
+        task_path(reference)
+    except UsageError:
+        return False
+    return True
+
+
 def slug_name(text: str) -> str:
     """A dataset or task name made from free text such as a CSV's file name."""
     slug = re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")[:64]

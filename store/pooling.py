@@ -2,43 +2,38 @@
 
     pool_cache(open_cache("lvu.zarr"), (7, 4))    # views of 7 x 7 and 4 x 4 are cheap from now on
 
-No video is touched and no stored token is copied or changed. An entry gets a new attempt of hard
-links to its files, with the new arrays beside them, and then its record is replaced by one rename:
+No video is touched and no stored token is changed. An entry gets a new attempt of hard links to its
+files, with the new arrays beside them (see `replacement`):
 
     record ──> attempt A: patch, prefix           record ──> attempt B: patch, prefix   (linked)
                                          becomes                        grid7, grid4    (written)
 
-A process killed at any moment leaves the entry as it was and an attempt that `gc` removes; whoever
-holds the old record reads attempt A until then. Entries with and without copies stand side by side:
-the cache's spec does not change, readers look at each record.
+A packed entry is copied out of its pack and is files of its own afterwards. Entries with and
+without copies stand side by side: the cache's spec does not change, readers look at each record.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .backing import require_file
 from .cache import Cache
 from .convert.arrays import block_bounds
 from .errors import UsageError, Vis4merError
-from .files import StorageError, held_alone, read_sealed, seal, storage_errors, unseal, write_atomic
+from .files import StorageError
 from .quantise import FIRST_FRAMES_INT8
-from .records import EntryRecord, StoredObject, record_path, stored_arrays
+from .records import EntryRecord, stored_arrays
+from .replacement import current_record, rearranging, replace_attempt
 from .spec import CacheSpec, require_writable
 from .views import pool_grid
 from .wording import first_line
-from .writer import TokensWriter, is_committed, sync_directories
+from .writer import TokensWriter
 
 _BLOCK_BYTES = 64 << 20
-LOCK = "pool.lock"  # in the cache
 OnEntry = Callable[[int, int, str], None]  # entries done, of how many, the next one's id
 
 
@@ -99,8 +94,7 @@ def pool_cache(
     arrays = _arrays_of(cache, sides, drop=drop)
     run = _Tally()
     started = time.monotonic()
-    busy = f"{cache.path}: another `vis4mer cache pool` is at work in it; wait for it"
-    with held_alone(cache.path / LOCK, otherwise=busy):
+    with rearranging(cache.path):
         ids = cache.ids()
         for number, entry_id in enumerate(ids):
             if stop is not None and stop.is_set():
@@ -134,7 +128,7 @@ class _Tally:
     def take(self, cache: Cache, entry_id: str, arrays: Sequence[str], *, drop: bool) -> None:
         """Bring one entry to what was asked."""
         try:
-            old = _current(cache, entry_id)
+            old = current_record(cache, entry_id)
             wanted = [array for array in arrays if (array in old.token_arrays) == drop]
             if not wanted:
                 self.unchanged += 1
@@ -147,15 +141,6 @@ class _Tally:
         else:
             self.changed.append(entry_id)
             self.num_bytes += abs(new.num_bytes - old.num_bytes)
-
-
-def _current(cache: Cache, entry_id: str) -> EntryRecord:
-    """The record that stands now, whatever others have committed since the cache was opened."""
-    record = cache.record(entry_id)
-    if not is_committed(record_path(cache.path, record.key), record.attempt):
-        cache.refresh()
-        record = cache.record(entry_id)
-    return record
 
 
 def with_copies(cache: Cache, old: EntryRecord, arrays: Sequence[str]) -> EntryRecord:
@@ -180,7 +165,7 @@ def with_copies(cache: Cache, old: EntryRecord, arrays: Sequence[str]) -> EntryR
             tokens.abandon()
         return replace(old, arrays={**old.arrays, **records}, objects={**old.objects, **objects})
 
-    return _replaced(cache, old, kept=old.objects, write=write)
+    return replace_attempt(cache, old, kept=old.objects, write=write)
 
 
 def without_copies(cache: Cache, old: EntryRecord, arrays: Sequence[str]) -> EntryRecord:
@@ -194,55 +179,7 @@ def without_copies(cache: Cache, old: EntryRecord, arrays: Sequence[str]) -> Ent
         arrays={name: array for name, array in old.arrays.items() if name not in gone},
         objects=objects,
     )
-    return _replaced(cache, old, kept=objects, write=lambda _: new)
-
-
-def _replaced(
-    cache: Cache,
-    old: EntryRecord,
-    *,
-    kept: Mapping[str, StoredObject],
-    write: Callable[[Path], EntryRecord],
-) -> EntryRecord:
-    """Make a new attempt of links to the `kept` objects and what `write` adds; commit it."""
-    attempt = secrets.token_hex(6)
-    record = record_path(cache.path, old.key)
-    folder = cache.path / replace(old, attempt=attempt).folder
-    try:
-        with storage_errors(folder):
-            _link(cache.path / old.folder, folder, kept, old.id)
-            new = replace(write(folder), attempt=attempt)
-            sync_directories(folder)
-        _commit(cache, record, old, new)
-    finally:
-        if not is_committed(record, attempt):
-            shutil.rmtree(folder, ignore_errors=True)
-    return new
-
-
-def _link(source: Path, target: Path, objects: Mapping[str, StoredObject], entry_id: str) -> None:
-    """The same files under a second name; DamagedEntryError for what is not as recorded."""
-    target.mkdir()
-    for path, stored in objects.items():
-        require_file(source / path, stored.size, entry_id)
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        os.link(source / path, target / path)
-
-
-def _commit(cache: Cache, path: Path, old: EntryRecord, new: EntryRecord) -> None:
-    """Replace the record. Somebody else's commit of this entry in the meantime stands."""
-    data = seal(new.to_json())
-    EntryRecord.from_json(unseal(data, name=str(path)), spec=cache.spec, name=str(path))
-    try:
-        stands = read_sealed(path).get("attempt")
-    except FileNotFoundError:
-        stands = None
-    if stands != old.attempt:
-        raise Vis4merError(
-            f"video {old.id!r} in {cache.path} was replaced or removed meanwhile; run the same "
-            "command again"
-        )
-    write_atomic(path, data)
+    return replace_attempt(cache, old, kept=objects, write=lambda _: new)
 
 
 def _pieces(num_frames: int, spec: CacheSpec) -> Iterator[range]:

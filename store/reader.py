@@ -63,8 +63,10 @@ def read_frames(
     """
     layout = record.arrays[array]
     placements = list(_by_shard(frames, layout.frames_per_shard))
+    dims = len(layout.shape) - 1
+    backing.prepare(record, [shard_path(array, each.shard, dims=dims) for each in placements])
     shards = [_Shard(backing, record, array, placement.shard) for placement in placements]
-    if not _is_plain(backing, record, array):
+    if not is_plain(backing, record, array):
         for shard in shards:
             shard.check_other(verify=verify)
         return _read_through_zarr(backing.zarr_folder(record), record, array, frames, out)
@@ -180,7 +182,7 @@ def _read_through_zarr(
         ) from error
 
 
-def _is_plain(backing: Backing, record: EntryRecord, array: str) -> bool:
+def is_plain(backing: Backing, record: EntryRecord, array: str) -> bool:
     """Is the array laid out as `layout.array_metadata` says, so that its bytes can be parsed?"""
     layout = record.arrays[array]
     path = f"{array}/zarr.json"

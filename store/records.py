@@ -3,13 +3,16 @@
 Zarr reads a missing chunk as zeros without a word; only the record says what must be there: every
 object with its size and crc32c, every array with its shape, type and the SHA-256 of its values.
 Records come from shared caches and are untrusted: each field is checked when it is read.
+
+A record with a field that this version does not know is refused, not read without it: the field may
+say where the bytes lie, as `pack` does. What only adds to the story has a room: `provenance`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,11 @@ _MOST_FRAMES_PER_SHARD = 1 << 24  # a year at one frame every two seconds
 _OLDEST_NS = -(1 << 63)  # a file's time may lie before 1970
 _OBJECT_PATTERN = re.compile(r"(?:[a-z0-9_]{1,32}/)?(?:zarr\.json|c/\d{1,9}(?:/0){1,2})")
 _ARRAY_PATTERN = re.compile(r"[a-z0-9_]{1,32}")
+PACKS = "packs"
+PACK_PATTERN = re.compile(r"[0-9a-f]{32}\.pack")
+_LARGEST_PACK = (
+    1 << 53
+)  # bytes: what every JSON parser holds exactly, and far below an offset's end
 _SCALES = ("_scale", "_channel")  # endings of what int8 stores beside tokens
 
 
@@ -66,8 +74,23 @@ class ArrayRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackRecord:
+    """Where the objects of a packed entry lie: in the file `packs/<name>`, each from its offset in
+    bytes on. `offsets` has a value for every object of the record."""
+
+    name: str
+    offsets: Mapping[str, int]
+
+    @property
+    def path(self) -> str:
+        """The pack's file, relative to the cache."""
+        return f"{PACKS}/{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class EntryRecord:
-    """Everything that one entry is, apart from its tokens."""
+    """Everything that one entry is, apart from its tokens. pack: None while each object is a file
+    of its own."""
 
     id: str
     attempt: str
@@ -79,6 +102,7 @@ class EntryRecord:
     source: SourceRecord
     damaged_frames: int
     provenance: Mapping[str, str]
+    pack: PackRecord | None = None
 
     @cached_property
     def key(self) -> str:
@@ -86,7 +110,7 @@ class EntryRecord:
 
     @cached_property
     def folder(self) -> str:
-        """Directory of the committed attempt, relative to the cache."""
+        """Directory of the committed attempt, relative to the cache; a packed one has none."""
         return f"videos/{fan(self.key)}/{self.key}.{self.attempt}"
 
     @cached_property
@@ -100,11 +124,15 @@ class EntryRecord:
         return sum(stored.size for stored in self.objects.values())
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        data = asdict(self)
+        if self.pack is None:  # as every record was before there were packs
+            del data["pack"]
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, spec: CacheSpec, name: str) -> EntryRecord:
         """Read an untrusted record and check it against the spec of its cache."""
+        _refuse_unknown(data, name)
         record = cls(
             id=f.text(data, "id", name=name),
             attempt=f.text(data, "attempt", name=name),
@@ -122,9 +150,22 @@ class EntryRecord:
             source=_source(f.mapping(data, "source", name=name), f"{name}: source"),
             damaged_frames=f.integer(data, "damaged_frames", name=name),
             provenance=_provenance(f.mapping(data, "provenance", name=name), name),
+            pack=_pack(data, name),
         )
         _check(record, spec, name)
         return record
+
+
+_KNOWN_FIELDS = {field.name for field in fields(EntryRecord)} | {"checksum"}
+
+
+def _refuse_unknown(data: Mapping[str, Any], name: str) -> None:
+    unknown = sorted(set(data) - _KNOWN_FIELDS)
+    if unknown:
+        raise CacheFormatError(
+            f"{name}: written by a newer version (unknown fields {', '.join(unknown)[:80]}), "
+            "which may keep its bytes elsewhere; upgrade vis4mer"
+        )
 
 
 def stored_arrays(spec: CacheSpec, array: str) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -187,6 +228,9 @@ def _check(record: EntryRecord, spec: CacheSpec, name: str) -> None:
     for path in ("zarr.json", *(f"{array}/zarr.json" for array in expected)):
         if path not in record.objects:
             raise CacheFormatError(f"{name}: lists no object {path}")
+    if record.pack is not None and record.pack.offsets.keys() != record.objects.keys():
+        odd = sorted(record.pack.offsets.keys() ^ record.objects.keys())[0]
+        raise CacheFormatError(f"{name}: object {odd[:80]!r} is not both listed and packed")
 
 
 def _is_pooled_copy(spec: CacheSpec, array: str) -> bool:
@@ -203,7 +247,7 @@ def record_path(root: Path, key: str) -> Path:
     return Path(record_name(root, key))
 
 
-def record_name(root: Path, key: str) -> str:
+def record_name(root: Path | str, key: str) -> str:
     """`record_path` as text, ten times as quickly: every record that is read has a name."""
     return f"{root}/{RECORDS}/{fan(key)}/{key}.json"
 
@@ -256,6 +300,23 @@ def _source(data: Mapping[str, Any], name: str) -> SourceRecord:
 
 def _provenance(data: Mapping[str, Any], name: str) -> dict[str, str]:
     return {key: f.text(data, key, name=f"{name}: provenance") for key in data}
+
+
+def _pack(data: Mapping[str, Any], record_name: str) -> PackRecord | None:
+    if "pack" not in data:
+        return None
+    name = f"{record_name}: pack"
+    about = f.mapping(data, "pack", name=record_name)
+    pack = f.text(about, "name", name=name)
+    if not PACK_PATTERN.fullmatch(pack):
+        raise CacheFormatError(f"{name}: name {pack[:80]!r}, expected 32 hex digits and .pack")
+    offsets = f.mapping(about, "offsets", name=name)
+    for path in offsets:
+        if f.integer(offsets, path, name=name) > _LARGEST_PACK:
+            raise CacheFormatError(
+                f"{name}: object {path[:80]!r} begins beyond {_LARGEST_PACK} bytes"
+            )
+    return PackRecord(name=pack, offsets=offsets)
 
 
 def _object_fields(data: object, name: str) -> dict[str, Any]:

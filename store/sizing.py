@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from .catalog import catalog_bytes
 from .files import canonical_json, parse_json, seal
 from .keys import entry_key, fan
 from .layout import (
@@ -77,7 +78,7 @@ def empty_cache_size(spec: CacheSpec, tables: Iterable[TaskTable] = ()) -> Store
     """A cache without entries: its two groups, an empty catalog, and its task tables."""
     about = parse_json(seal(spec.to_json()), name="spec")
     written = [canonical_json(group_metadata({"vis4mer": about})), canonical_json(_GROUP)]
-    written.append(seal({"entries": []}))
+    written.append(catalog_bytes({}, ()))
     written += [seal(table.to_json()) for table in tables]
     return StoredSize(num_bytes=sum(map(len, written)), num_objects=len(written))
 
@@ -184,9 +185,12 @@ def _usual_record(
     provenance = {
         "vis4mer": "0.1.0",
         "reader": "pyav 16.0.1",
+        "decoder": "libavcodec 62.28.102",
         "torch": "2.9.0+cu128",
         "timm": "1.0.22",
+        "weights_sha256": _SHA256,
         "device": "cuda NVIDIA H100 80GB HBM3",
+        "cuda": "12.8, cudnn 91002, driver 570.124.06",
         "compute_dtype": "bfloat16",
         "host": "node-001",
         "time": "2026-01-01T00:00:00+00:00",

@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from .cache import Cache
+from .digest import SHOWN_DIGITS, digest_records
+from .provenance import Maker, makers
 from .records import EntryRecord, frame_cost
+from .remote.shelf import ShelfUse
 from .spec import CacheSpec
 from .views import TokenView
 from .wording import counted
 
 _WINDOW_FRAMES = 60
 _TYPICAL_SIDES = (7, 4)
+_MOST_MAKERS = 5  # that are shown to people
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +53,23 @@ class ViewCost:
 class CacheSummary:
     """Counts and sizes of a cache.
 
+    num_packed, packed_bytes, num_packs: the videos in packs, their bytes, and in how many packs.
     frame_bytes: stored bytes of one frame, by array. num_holding: videos that hold each array.
     views: what typical views read, dearest first. made_by: for each kind of provenance, how many
-    videos each value made; more than one value is worth a look before figures are compared.
+    videos each value made. makers: the same by whole machines and versions; more than one is worth
+    a look before figures are compared. digest: the root digest of all values (`digest`). copies: of
+    remote caches, the directory here that objects are copied to; None of a cache that is here.
     """
 
-    path: Path
+    path: str
     spec: CacheSpec
     num_videos: int
     num_frames: int
     duration_seconds: float
     num_bytes: int
+    num_packed: int
+    packed_bytes: int
+    num_packs: int
     num_failures: int
     damaged_videos: int
     frame_bytes: Mapping[str, int]
@@ -68,10 +77,14 @@ class CacheSummary:
     views: tuple[ViewCost, ...]
     tasks: tuple[str, ...]
     made_by: Mapping[str, Mapping[str, int]]
+    makers: tuple[Maker, ...]
+    digest: str
+    copies: ShelfUse | None = None
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
-        return {**data, "path": str(self.path), "spec": self.spec.to_json()}
+        copies = None if self.copies is None else self.copies.to_json()
+        return {**data, "spec": self.spec.to_json(), "copies": copies}
 
     def lines(self, *, human_bytes: Callable[[float], str]) -> list[tuple[str, str]]:
         """The summary as (name, value) lines for people."""
@@ -82,6 +95,9 @@ class CacheSummary:
             ("videos", f"{self.num_videos}, {self.duration_seconds / 3600:.2f} h"),
             ("frames", f"{self.num_frames} ({spec.sampling.describe()}), {_reader(spec)}"),
             ("size", human_bytes(self.num_bytes)),
+            *self._pack_lines(human_bytes),
+            *self._remote_lines(human_bytes),
+            ("digest", f"{self.digest[:SHOWN_DIGITS]}… of all values (`vis4mer cache digest`)"),
             ("failures", f"{self.num_failures} (`vis4mer cache ls --failures`)"),
             ("damaged", f"{counted(self.damaged_videos, 'video')} with damaged frames"),
             ("backbone", f"{spec.backbone}, weights {_weights(spec)}"),
@@ -95,8 +111,44 @@ class CacheSummary:
         lines += self._view_lines(human_bytes)
         lines.append(("tasks", ", ".join(self.tasks) or "none"))
         for kind, values in self.made_by.items():
-            lines.append((kind, _made(kind, values)))
-        return lines
+            if kind != "weights_sha256" or set(values) != {spec.weights_sha256}:  # said above
+                lines.append((kind, _made(kind, values)))
+        return [*lines, *self._maker_lines()]
+
+    def _maker_lines(self) -> list[tuple[str, str]]:
+        """Who made which part of a cache that was not made in one way; none of one that was."""
+        if len(self.makers) < 2:
+            return []
+        shown = [
+            f"{counted(maker.num_videos, 'video')}: {maker.describe(self.makers)}"
+            for maker in self.makers[:_MOST_MAKERS]
+        ]
+        more = len(self.makers) - len(shown)
+        return [
+            (
+                "made",
+                f"in {len(self.makers)} different ways; their values may differ in the last bits "
+                "(`vis4mer cache verify --reencode` compares)",
+            ),
+            *(("", line) for line in shown),
+            *([("", f"and {more} more")] if more else []),
+        ]
+
+    def _pack_lines(self, human_bytes: Callable[[float], str]) -> list[tuple[str, str]]:
+        if not self.num_packed:
+            return []
+        share = f"{self.num_packed} of {counted(self.num_videos, 'video')}"
+        size = f"{human_bytes(self.packed_bytes)} in {counted(self.num_packs, 'pack')}"
+        return [("packed", f"{share}, {size}")]
+
+    def _remote_lines(self, human_bytes: Callable[[float], str]) -> list[tuple[str, str]]:
+        if self.copies is None:
+            return []
+        used, limit = human_bytes(self.copies.num_bytes), human_bytes(self.copies.limit_bytes)
+        return [
+            ("place", "remote and read-only; objects that are read are copied here"),
+            ("copies", f"{used} of at most {limit}, of all caches, in {self.copies.folder}"),
+        ]
 
     def _view_lines(self, human_bytes: Callable[[float], str]) -> list[tuple[str, str]]:
         """Which views are cheap to read, and what would make others so."""
@@ -124,13 +176,17 @@ def summarise(cache: Cache) -> CacheSummary:
     for record in records:
         for kind, value in record.provenance.items():
             made_by.setdefault(kind, Counter())[value] += 1
+    packed = [record for record in records if record.pack is not None]
     return CacheSummary(
-        path=cache.path,
+        path=cache.name,
         spec=cache.spec,
         num_videos=len(records),
         num_frames=sum(record.num_frames for record in records),
         duration_seconds=sum(record.duration_seconds for record in records),
         num_bytes=sum(record.num_bytes for record in records),
+        num_packed=len(packed),
+        packed_bytes=sum(record.num_bytes for record in packed),
+        num_packs=len({record.pack.name for record in packed if record.pack is not None}),
         num_failures=len(cache.failures()),
         damaged_videos=sum(record.damaged_frames > 0 for record in records),
         frame_bytes={
@@ -140,7 +196,18 @@ def summarise(cache: Cache) -> CacheSummary:
         views=view_costs(cache.spec, records),
         tasks=tuple(cache.tasks()),
         made_by={kind: dict(values) for kind, values in made_by.items()},
+        makers=makers(records),
+        digest=digest_records(cache.spec, records)[0],
+        copies=_copies(cache),
     )
+
+
+def _copies(cache: Cache) -> ShelfUse | None:
+    if not cache.is_remote:
+        return None
+    from .remote.mirror import mirror_of
+
+    return mirror_of(cache).shelf.use()
 
 
 def view_costs(spec: CacheSpec, records: Sequence[EntryRecord]) -> tuple[ViewCost, ...]:

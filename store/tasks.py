@@ -175,6 +175,18 @@ def without_extent(entry_id: str) -> str:
     return _EXTENT.sub("", entry_id)
 
 
+def extent_of(entry_id: str) -> tuple[float | None, float | None]:
+    """(start_seconds, end_seconds) of `ID@startms-endms`, to the millisecond; None where there is
+    none. UsageError for a time that no video has."""
+    match = _EXTENT.search(entry_id)
+    if match is None:
+        return None, None
+    start, _, end = match[0][1:].partition("-")
+    if max(len(start), len(end)) > len(str(int(MAX_SECONDS) * 1000)):
+        raise UsageError(f"video {entry_id!r}: no video lasts so long")
+    return int(start) / 1000, int(end) / 1000 if end else None
+
+
 def in_several_splits(
     rows: Iterable[TaskRow], *, sampling: Sampling | None = None
 ) -> tuple[str, ...]:

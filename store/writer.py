@@ -28,6 +28,7 @@ from .files import (
     canonical_json,
     fsync_directory,
     make_directory,
+    new_file,
     read_sealed,
     storage_errors,
 )
@@ -60,10 +61,10 @@ class ShardWriter:
     """One shard file, written beside its name and renamed when it is whole."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)  # made durable by the commit
+        make_directory(path.parent, durable=False)  # made durable by the commit
         self._path = path
         self._beside = path.with_name(f".{path.name}.tmp")
-        self._file: BinaryIO = self._beside.open("xb")
+        self._file: BinaryIO = new_file(self._beside)
         self._sizes: list[int] = []
         self._crc32c = 0
 
@@ -238,7 +239,7 @@ class EntryWriter:
     def __enter__(self) -> EntryWriter:
         with storage_errors(self._folder):
             make_directory(self._folder.parent)
-            self._folder.mkdir()
+            make_directory(self._folder, durable=False)
         return self
 
     def __exit__(
@@ -250,6 +251,11 @@ class EntryWriter:
         self._tokens.abandon()
         if not is_committed(self._record_path, self._attempt):
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def attempt(self) -> str:
+        """Of the record that `commit` makes."""
+        return self._attempt
 
     @property
     def num_frames(self) -> int:
@@ -306,23 +312,31 @@ class EntryWriter:
 
     def _write_group(self, duration_seconds: float) -> StoredObject:
         """The entry's group, so that a plain Zarr reader finds the id and the timestamps."""
-        about = {
-            "id": self._id,
-            "pts_seconds": self._pts,
-            "duration_seconds": round(duration_seconds, 6),
-            "sampling": self._spec.sampling.to_json(),
-            "stored_dtype": self._spec.stored_dtype,
-            "grid": list(self._spec.grid),
-        }
-        return write_object(
-            self._folder / "zarr.json", canonical_json(group_metadata({"vis4mer": about}))
+        data = entry_metadata(
+            self._spec, self._id, self._pts, duration_seconds=round(duration_seconds, 6)
         )
+        return write_object(self._folder / "zarr.json", data)
+
+
+def entry_metadata(
+    spec: CacheSpec, entry_id: str, pts_seconds: Sequence[float], *, duration_seconds: float
+) -> bytes:
+    """`zarr.json` of an entry's group."""
+    about = {
+        "id": entry_id,
+        "pts_seconds": list(pts_seconds),
+        "duration_seconds": duration_seconds,
+        "sampling": spec.sampling.to_json(),
+        "stored_dtype": spec.stored_dtype,
+        "grid": list(spec.grid),
+    }
+    return canonical_json(group_metadata({"vis4mer": about}))
 
 
 def write_object(path: Path, data: bytes) -> StoredObject:
     """Write and flush a small object of an attempt (nobody refers to it yet)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as file:
+    make_directory(path.parent, durable=False)
+    with new_file(path) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

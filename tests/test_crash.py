@@ -46,11 +46,16 @@ def run(videos, path, kill_at):
         return call
 
     os.fsync, os.link = counted(os.fsync), counted(os.link)
-    Path.replace = counted(Path.replace)
+    Path.replace, Path.rename = counted(Path.replace), counted(Path.rename)
     backbone = ex.grey_backbone()
     cache = ex.grey_cache(path, backbone, sampling=Sampling(fps=5))
     summary = fill_cache(
-        resolve_sources([videos]), cache, backbone, get_reader("pyav"), batch_size=4
+        resolve_sources([videos]),
+        cache,
+        backbone,
+        get_reader("pyav"),
+        batch_size=4,
+        claiming=True,
     )
     print("done", summary.extracted, summary.already_there, summary.exit_code, flush=True)
 

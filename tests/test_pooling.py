@@ -25,7 +25,7 @@ from entries import (
 from killing import killed_everywhere
 from typer.testing import CliRunner
 from vis4mer.cli import app
-from vis4mer.store import pooling
+from vis4mer.store import pooling, replacement
 from vis4mer.store.cache import create_cache, open_cache
 from vis4mer.store.convert.exporting import export_tokens
 from vis4mer.store.errors import CacheFormatError, UsageError, Vis4merError
@@ -228,7 +228,7 @@ def test_killed_at_any_moment(tmp_path, drop):
 def test_what_was_written_meanwhile_stands(tmp_path, monkeypatch):
     """Somebody overwrites one entry and removes another while their copies are made."""
     cache = cache_of(tmp_path)
-    sync = pooling.sync_directories
+    sync = replacement.sync_directories
     tokens = make_tokens(5, spec=cache.spec, seed=9)
 
     def late(folder):
@@ -239,7 +239,7 @@ def test_what_was_written_meanwhile_stands(tmp_path, monkeypatch):
         else:
             other.remove("v1")
 
-    monkeypatch.setattr(pooling, "sync_directories", late)
+    monkeypatch.setattr(replacement, "sync_directories", late)
     summary = pool_cache(cache, (2,))
     assert [failure.id for failure in summary.failures] == ["v0", "v1"]
     assert all("meanwhile" in failure.reason for failure in summary.failures)

@@ -62,15 +62,15 @@ def _jobs(each: PassPlan, device: str) -> tuple[Job, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a worker is given: runs that share a pass, of one cache."""
+    """What a worker is given: runs that share a pass, of the cache at one path or address."""
 
-    cache: Path
+    cache: str
     jobs: tuple[Job, ...]
     place: tuple[int, int]
 
     def to_json(self, device: str) -> dict[str, Any]:
         return {
-            "cache": str(self.cache),
+            "cache": self.cache,
             "device": device,
             "place": list(self.place),
             "jobs": [
@@ -149,7 +149,7 @@ def _side_by_side(
 ) -> None:
     """A worker for every device, each given the next pass when it is free."""
     waiting = deque(
-        Task(cache=each.cache.path, jobs=_jobs(each, "auto"), place=(number, len(passes)))
+        Task(cache=each.cache.address, jobs=_jobs(each, "auto"), place=(number, len(passes)))
         for number, each in enumerate(passes, start=1)
     )
     lines: queue.Queue[_Said] = queue.Queue()

@@ -95,7 +95,7 @@ class SweepPlan:
             ],
             "passes": [
                 {
-                    "cache": str(each.cache.path),
+                    "cache": each.cache.name,
                     "runs": [run.point.name for run in each.runs],
                     "bytes_to_read": each.bytes_to_read(),
                 }

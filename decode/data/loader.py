@@ -142,7 +142,7 @@ class TrainLoader:
         self._label_dtype = torch.int64 if kind == "classification" else torch.float32
         self._windows_per_video = windows_per_video
         self._seed = seed
-        self._workers = workers
+        self._workers = max(workers, cache.backing.readers)
         self._device = device
         self._dtype = dtype
         self._blocks = blocks
@@ -307,7 +307,7 @@ class Timelines:
         self._stretches = stretches
         self._plan = plan
         self._stride = window_length(stride_seconds, fps=plan.fps)
-        self._workers = workers
+        self._workers = max(workers, cache.backing.readers)
         self._device = device
         self._piece_frames = piece_frames
 

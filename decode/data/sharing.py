@@ -91,7 +91,7 @@ class SharedEpoch:
     ) -> None:
         self._cache = cache
         self._loaders = loaders
-        self._workers = workers
+        self._workers = max(workers, cache.backing.readers)
         self._pin = pin
         by_learner = [loader.draws(epoch) for loader in loaders]
         self._blocks = list(zip(*by_learner, strict=True))  # block → learner → draws

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ def _cost(name: str, view: TokenView, *, dim: int) -> DecoderCost | UsageError:
         return forward_cost(name, view, dim=dim)
     except UsageError as error:
         if not view.cls:
-            with_cls = _cost(name, TokenView.parse(f"{view}+cls"), dim=dim)
+            with_cls = _cost(name, replace(view, cls=True), dim=dim)
             if isinstance(with_cls, DecoderCost):
                 return with_cls
         return error

@@ -152,7 +152,7 @@ def evaluate_run(
     config = run.about.train
     compute = Compute.for_run(config, device=device, precision=precision)
     pace = Pace.of(config, stride_seconds=stride_seconds, batch_size=batch_size, workers=workers)
-    require_same(cache.spec, run.about.spec, name=str(cache.path))
+    require_same(cache.spec, run.about.spec, name=cache.name)
     table = hold_out(cache.task(config.task), config.hold_out)
     run.about.require_task(table)
     decoder = run.load_decoder(which)
@@ -161,7 +161,7 @@ def evaluate_run(
     covered = chosen.coverage.describe(split)
     if not chosen.samples or (strict and not chosen.coverage.complete):
         raise Vis4merError(
-            f"{config.task} in {cache.path} has {covered}; "
+            f"{config.task} in {cache.name} has {covered}; "
             + ("extract the missing videos" if chosen.coverage.missing else "choose another split")
             + (", or leave out --strict" if chosen.samples else "")
         )

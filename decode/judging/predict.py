@@ -104,7 +104,7 @@ def predict_entries(
     pace = Pace.of(
         about.train, stride_seconds=stride_seconds, batch_size=batch_size, workers=workers
     )
-    require_same(cache.spec, about.spec, name=str(cache.path))
+    require_same(cache.spec, about.spec, name=cache.name)
     stretches = [
         Stretch(id=i, extent=Window(start=0, stop=cache.record(i).num_frames))
         for i in (cache.ids() if ids is None else ids)

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ..rows import drawn_by_row
+
 Growth = Literal["linear", "quadratic"]
 """With the tokens of a window, all else equal."""
 
@@ -80,7 +82,11 @@ class ChannelDropout(nn.Module):
         if not self.training or self.probability == 0:
             return x
         keep = 1 - self.probability
-        noise = torch.empty(x.shape[0], 1, x.shape[2], device=x.device).bernoulli_(keep)  # B 1 D
+
+        def draw(num_rows: int) -> Tensor:
+            return torch.empty(num_rows, 1, x.shape[2], device=x.device).bernoulli_(keep)
+
+        noise = drawn_by_row(draw, x.shape[0])  # B 1 D
         return x * (noise / keep).to(x.dtype)
 
     def extra_repr(self) -> str:

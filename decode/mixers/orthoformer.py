@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
+from ..rows import drawn_by_row
 from ..typed import refuse
 from .heads import HeadsMixer, HeadsOptions, key_mask
 
@@ -61,12 +62,15 @@ class OrthoformerMixer(HeadsMixer):
     def attend(self, Q: Tensor, K: Tensor, V: Tensor, mask: Tensor | None) -> Tensor:
         B, _, L, d = Q.shape
         R = min(self.num_landmarks, L)
-        first = torch.rand_like(self.first.expand(B, -1)) if self.training else self.first  # (B) N
+        first = drawn_by_row(self._draw_first, B) if self.training else self.first  # (B) N
         chosen = choose_landmarks(Q, mask, first.expand(B, -1), number=R)  # B N R
         P = Q.gather(2, chosen[..., None].expand(-1, -1, -1, d))  # B N R d
         gathered = scaled_dot_product_attention(P, K, V, attn_mask=key_mask(mask))  # B N R d
         exists = None if mask is None else _exists(mask, R)  # B R
         return scaled_dot_product_attention(Q, P, gathered, attn_mask=key_mask(exists))  # B N L d
+
+    def _draw_first(self, num_rows: int) -> Tensor:
+        return torch.rand(num_rows, *self.first.shape, device=self.first.device)  # B N
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ class PairLoader:
         self._strides = {"long_stride": long_stride, "short_stride": short_stride}
         self._batch_size = batch_size
         self._seed = seed
-        self._workers = workers
+        self._workers = max(workers, cache.backing.readers)
         self._device = device
         self._dtype = dtype
 

@@ -95,7 +95,7 @@ def _require_fit(
 ) -> None:
     if state.width != plan.shape.dim:
         raise UsageError(
-            f"{file} was made for tokens {state.width} wide, but those of {cache.path} are "
+            f"{file} was made for tokens {state.width} wide, but those of {cache.name} are "
             f"{plan.shape.dim} wide ({cache.spec.backbone}); use a cache of the backbone that it "
             "was trained on"
         )

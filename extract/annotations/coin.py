@@ -94,7 +94,9 @@ def _class_names(names: Mapping[int, str]) -> tuple[tuple[str, ...], list[str]]:
 def _read_database(file: Path) -> dict[str, Any]:
     try:
         content = parse_json(
-            read_json_bytes(file, max_bytes=MAX_BYTES), name=str(file), unique=True
+            read_json_bytes(file, max_bytes=MAX_BYTES, follow_links=True),
+            name=str(file),
+            unique=True,
         )
         database = f.mapping(content, "database", name=str(file))
     except FileNotFoundError as error:

@@ -37,12 +37,13 @@ class FileState:
 @dataclass(frozen=True, kw_only=True)
 class Decision:
     """What to do with a video: `extract` it, or leave it because it is `done` (this very file is
-    in the cache), `changed` (another file is; `overwrite` replaces it) or `known-failure`.
+    in the cache), `changed` (another file is; `overwrite` replaces it), `known-failure` or `held`
+    (another worker is at it).
 
     file: as it was looked at. failure: there for `known-failure`.
     """
 
-    action: Literal["extract", "done", "changed", "known-failure"]
+    action: Literal["extract", "done", "changed", "known-failure", "held"]
     file: FileState
     failure: FailureRecord | None = None
 

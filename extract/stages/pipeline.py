@@ -13,20 +13,14 @@ entry stays. Knows nothing of how a person is told about it.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import platform
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 
 import torch
 
-from ... import __version__
 from ...store.cache import Cache
 from ...store.spec import require_same
-from ..backbones.clips import is_clip_backbone
 from ..backbones.loading import Backbone, cache_spec
-from ..backbones.plugins import is_plugin
 from ..planning.plan import failures_to_keep, largest_first
 from ..readers.base import Reader
 from ..sampling import moments_of
@@ -35,8 +29,10 @@ from .buffers import AbortedError, OrderedBuffer, WeightedBuffer
 from .cores import usable_cores
 from .encoding import BackboneStage
 from .items import End, FramePart, TokenPart
+from .makers import provenance
 from .progress import ExtractProgress, ExtractSummary, StageName, Tally, require_counts
 from .reading import ReadingStage
+from .sharing import shared_work
 from .stopping import StopSignal
 from .writing import WritingStage
 
@@ -62,6 +58,7 @@ def fill_cache(
     limit: int | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
+    claiming: bool = False,
     stop: threading.Event | None = None,
     progress: OnProgress | None = None,
 ) -> ExtractSummary:
@@ -80,6 +77,8 @@ def fill_cache(
     limit: how many videos to attempt at most, in the order given. Those that are left as they are
     (in the cache already, changed, known to fail) do not count; those that fail do. The run ends
     with the last attempt: what comes after it in the order is not looked at.
+    claiming: other processes fill the same cache: claim each video before it is read, and leave
+    what others hold to them (see `sharing`).
     stop: when set, videos that are completely read are finished, others dropped, and the summary
     says `interrupted`. progress: called some times a second, from the calling thread.
 
@@ -104,42 +103,52 @@ def fill_cache(
         num_videos=len(sources),
         threads={"reading": workers, "backbone": backbone_threads, "writing": 1},
     )
-    reading = ReadingStage(
-        sources if limit is not None else largest_first(sources),
-        cache,
-        reader,
-        preprocess=backbone.preprocess,
-        clip_frames=backbone.clip_frames,
-        part_frames=batch_size,
-        limit=limit,
-        overwrite=overwrite,
-        known_failures={} if retry_failed else failures_to_keep(cache),
-        frames=frames,
-        stop=signal,
-        tally=tally,
-    )
-    running = BackboneStage(
-        backbone,
-        batch_size=batch_size,
-        stored_dtype=cache.spec.stored_dtype,
-        frames=frames,
-        tokens=tokens,
-        stop=signal,
-        tally=tally,
-    )
-    writing = WritingStage(
-        cache,
-        overwrite=overwrite,
-        provenance=provenance(backbone, reader),
-        tokens=tokens,
-        tally=tally,
-    )
-    crew = _Crew(frames, tokens)
-    with _one_core_a_thread(on_cpu):
-        crew.start("reading", reading.run, workers, then=frames.close)
-        crew.start("backbone", running.run, backbone_threads, then=tokens.close)
-        crew.start("writing", writing.run, 1)
-        crew.finish(lambda: progress(tally.progress()) if progress else None)
+    in_order = limit is not None
+    with (
+        shared_work(cache, overwrite=overwrite, tally=tally)
+        if claiming
+        else contextlib.nullcontext()
+    ) as sharing:
+        reading = ReadingStage(
+            sources if in_order else sharing.order(sources) if sharing else largest_first(sources),
+            cache,
+            reader,
+            preprocess=backbone.preprocess,
+            clip_frames=backbone.clip_frames,
+            part_frames=batch_size,
+            limit=limit,
+            overwrite=overwrite,
+            known_failures={} if retry_failed else failures_to_keep(cache),
+            sharing=sharing,
+            frames=frames,
+            stop=signal,
+            tally=tally,
+        )
+        running = BackboneStage(
+            backbone,
+            batch_size=batch_size,
+            stored_dtype=cache.spec.stored_dtype,
+            frames=frames,
+            tokens=tokens,
+            stop=signal,
+            tally=tally,
+        )
+        writing = WritingStage(
+            cache,
+            overwrite=overwrite,
+            provenance=provenance(backbone, reader),
+            sharing=sharing,
+            tokens=tokens,
+            tally=tally,
+        )
+        crew = _Crew(frames, tokens)
+        with _one_core_a_thread(on_cpu):
+            crew.start("reading", reading.run, workers, then=frames.close)
+            crew.start("backbone", running.run, backbone_threads, then=tokens.close)
+            crew.start("writing", writing.run, 1)
+            crew.finish(lambda: progress(tally.progress()) if progress else None)
+        if sharing is not None:
+            sharing.count_held()
     if tally.progress().extracted:
         cache.write_catalog()
     return tally.summary(interrupted=signal.took_effect)
@@ -212,30 +221,6 @@ def _whole_clips(batch_size: int | None, clip_frames: int, *, on_cpu: bool) -> i
     if batch_size is None:
         return clip_frames * (1 if on_cpu else GPU_BATCH_CLIPS)
     return clip_frames * max(1, batch_size // clip_frames)
-
-
-def provenance(backbone: Backbone, reader: Reader) -> dict[str, str]:
-    """What made an entry, beyond what changes its numbers."""
-    device = backbone.device
-    named = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return {
-        "vis4mer": __version__,
-        "reader": f"{reader.name} {reader.version}",
-        "torch": torch.__version__,
-        **_models_version(backbone.name),
-        "device": f"{device.type} {named or platform.machine()}",
-        "compute_dtype": backbone.compute_dtype,
-        "host": platform.node(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _models_version(name: str) -> dict[str, str]:
-    """The library that the model is from; of a plug-in nobody knows."""
-    if is_plugin(name):
-        return {}
-    models = "torchvision" if is_clip_backbone(name) else "timm"
-    return {models: importlib.metadata.version(models)}
 
 
 def _require_spec(cache: Cache, backbone: Backbone, reader: Reader) -> None:

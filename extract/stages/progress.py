@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ...store.errors import UsageError
 from ...store.failures import FailureRecord
+from ...store.workers import Sign
 from ..annotations.ends import LabelBeyond
 
 StageName = Literal["reading", "backbone", "writing"]
@@ -51,15 +52,31 @@ class DamagedVideo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldVideos:
+    """Videos that another worker on the same cache was at when the run ended.
+
+    host, pid: of that worker as it says itself; None where it does not. silent_seconds: for how
+    long this run has seen no sign of it.
+    """
+
+    host: str | None
+    pid: int | None
+    ids: tuple[str, ...]
+    silent_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractSummary:
     """What a run did. Every video asked for is counted in exactly one of: extracted,
-    already_there, changed, failures, known_failures, left.
+    already_there, changed, failures, known_failures, held, left.
 
-    changed: ids whose file is no longer the one in the cache; the cache keeps the old entry until
-    `overwrite`. failures: of this run. known_failures: of an earlier run, whose file has not
-    changed since, not tried again. busy_seconds: thread-seconds of work a stage, threads: its
-    threads. interrupted: stopped before its end. left: not finished, because of `limit` or of a
-    stop; those that were not even looked at may be in the cache already.
+    extracted: by this run. already_there: before it, or by another worker meanwhile. changed: ids
+    whose file is no longer the one in the cache; the cache keeps the old entry until `overwrite`.
+    failures: of this run. known_failures: of an earlier run or of another worker, whose file has
+    not changed since, not tried again. held: what others were at when this run had nothing else to
+    do. busy_seconds: thread-seconds of work a stage, threads: its threads. interrupted: stopped
+    before its end. left: not finished, because of `limit`, of a stop, or because another worker let
+    go of it just then; those that were not even looked at may be in the cache already.
 
     Beside these: missing, ids of a known dataset that have no file; beyond, labels that speak of
     more than their videos hold; notes, what a user must know of the request, one line each.
@@ -78,6 +95,7 @@ class ExtractSummary:
     busy_seconds: Mapping[StageName, float]
     threads: Mapping[StageName, int]
     interrupted: bool
+    held: tuple[HeldVideos, ...] = ()
     missing: tuple[str, ...] = ()
     beyond: tuple[LabelBeyond, ...] = ()
     notes: tuple[str, ...] = ()
@@ -100,8 +118,8 @@ class ExtractSummary:
 
     @property
     def exit_code(self) -> int:
-        """0 when every video asked for is in the cache (or left out by `limit`), 3 when some
-        failed, now or before, and 1 when the run was stopped."""
+        """0 when every video asked for is in the cache, in another worker's hands or left out by
+        `limit`, 3 when some failed, now or before, and 1 when the run was stopped."""
         if self.interrupted:
             return 1
         return 3 if self.failures or self.known_failures else 0
@@ -139,6 +157,7 @@ class Tally:
         self._failures: list[FailureRecord] = []
         self._known_failures: list[FailureRecord] = []
         self._damaged: list[DamagedVideo] = []
+        self._held: dict[str, list[tuple[str, Sign]]] = {}
 
     @contextlib.contextmanager
     def busy(self, stage: StageName) -> Iterator[None]:
@@ -189,6 +208,10 @@ class Tally:
         with self._lock:
             self._known_failures.append(failure)
 
+    def add_held(self, video_id: str, sign: Sign) -> None:
+        with self._lock:
+            self._held.setdefault(sign.token, []).append((video_id, sign))
+
     def progress(self) -> ExtractProgress:
         with self._lock:
             now = time.monotonic()
@@ -215,6 +238,7 @@ class Tally:
                 + len(self._changed)
                 + len(self._failures)
                 + len(self._known_failures)
+                + sum(map(len, self._held.values()))
             )
             return ExtractSummary(
                 num_videos=self._num_videos,
@@ -230,4 +254,16 @@ class Tally:
                 busy_seconds=dict(self._busy),
                 threads=self._threads,
                 interrupted=interrupted,
+                held=tuple(map(_held_by_one, self._held.values())),
             )
+
+
+def _held_by_one(held: Sequence[tuple[str, Sign]]) -> HeldVideos:
+    """What one worker holds, and what was last seen of it."""
+    sign = held[-1][1]
+    return HeldVideos(
+        host=sign.worker.host if sign.worker else None,
+        pid=sign.worker.pid if sign.worker else None,
+        ids=tuple(sorted(video_id for video_id, _ in held)),
+        silent_seconds=sign.silent_seconds,
+    )

@@ -31,6 +31,7 @@ from ..sources import VideoSource
 from .buffers import AbortedError, WeightedBuffer
 from .items import Dropped, End, Failed, Finished, FramePart, VideoJob
 from .progress import Tally
+from .sharing import Sharing
 from .stopping import StopSignal
 
 
@@ -61,6 +62,7 @@ class ReadingStage:
         limit: int | None,
         overwrite: bool,
         known_failures: Mapping[str, FailureRecord],
+        sharing: Sharing | None,
         frames: WeightedBuffer[FramePart | End],
         stop: StopSignal,
         tally: Tally,
@@ -74,6 +76,7 @@ class ReadingStage:
         self._attempts_left = limit
         self._overwrite = overwrite
         self._known_failures = known_failures
+        self._sharing = sharing
         self._frames = frames
         self._stop = stop
         self._tally = tally
@@ -108,22 +111,28 @@ class ReadingStage:
             if self._frames.aborted or self._attempts_left == 0:
                 return None
             video = next(self._sources, None)
+            if video is None and self._sharing is not None:
+                video = self._sharing.next_deferred()
             if video is not None and self._stop.requested:
                 self._stop.leave_undone()
                 return None
             return video
 
     def _decide(self, video: VideoSource) -> _Attempt | Failed | None:
-        """None, and counted, when the video is to be left as it is."""
+        """None, and counted, when the video is to be left as it is, or left to another worker."""
         try:
             decision = decide(
                 video, self._cache, known_failures=self._known_failures, overwrite=self._overwrite
             )
+            if decision.action == "extract" and self._sharing is not None:
+                decision = self._sharing.take(video, decision)
         except SourceError as error:
             return Failed(video, "open", str(error))
         except CacheFormatError as error:  # what the cache says of this video is damaged
             return Failed(video, "write", first_line(error))
-        if decision.action == "done":
+        if decision.action == "held":
+            pass  # it comes back at the end
+        elif decision.action == "done":
             self._tally.add_already_there()
         elif decision.action == "changed":
             self._tally.add_changed(video.id)

@@ -19,9 +19,11 @@ from ...store.failures import FailureRecord
 from ...store.quantise import FIRST_FRAMES_INT8
 from ...store.wording import first_line
 from ...store.writer import EntryWriter
+from ..sources import VideoSource
 from .buffers import OrderedBuffer
 from .items import Dropped, End, Failed, Finished, TokenPart, VideoJob
 from .progress import Tally
+from .sharing import Sharing
 
 
 @dataclass
@@ -41,12 +43,14 @@ class WritingStage:
         *,
         overwrite: bool,
         provenance: Mapping[str, str],
+        sharing: Sharing | None,
         tokens: OrderedBuffer[list[TokenPart | End]],
         tally: Tally,
     ) -> None:
         self._cache = cache
         self._overwrite = overwrite
         self._provenance = provenance
+        self._sharing = sharing
         self._tokens = tokens
         self._tally = tally
         self._open: dict[VideoJob, _OpenEntry] = {}
@@ -59,6 +63,8 @@ class WritingStage:
                 with self._tally.busy("writing"):
                     for item in items:
                         self._write(item)
+                        if self._sharing is not None and not isinstance(item, TokenPart):
+                            self._sharing.release(_video_of(item))
         finally:
             for job in tuple(self._open):
                 self._close(job)
@@ -105,13 +111,17 @@ class WritingStage:
             self._record(job.fail("decode", "no frame could be read"))
             return
         _append_held(entry)
-        entry.writer.commit(
+        record = entry.writer.commit(
             duration_seconds=finished.duration_seconds,
             damaged_frames=finished.damaged_frames,
             provenance=self._provenance,
         )
+        ours = record.attempt == entry.writer.attempt
         self._close(job)
-        self._tally.add_extracted(job.video.id, damaged_frames=finished.damaged_frames)
+        if ours:
+            self._tally.add_extracted(job.video.id, damaged_frames=finished.damaged_frames)
+        else:  # somebody was faster, and the first commit stands
+            self._tally.add_already_there()
 
     def _close(self, job: VideoJob) -> None:
         """Let go of a job's entry; unless it was committed, nothing of it stays."""
@@ -136,6 +146,10 @@ class WritingStage:
         )
         self._cache.record_failure(record)
         self._tally.add_failure(record)
+
+
+def _video_of(end: End) -> VideoSource:
+    return end.video if isinstance(end, Failed) else end.job.video
 
 
 def _append_tokens(writer: EntryWriter, part: TokenPart) -> None:

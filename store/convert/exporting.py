@@ -262,7 +262,7 @@ def _choose(
         chosen &= set(ids)
         missing &= set(ids)
     if not chosen:
-        raise UsageError(f"{cache.path} holds no video that was asked for; see `vis4mer cache ls`")
+        raise UsageError(f"{cache.name} holds no video that was asked for; see `vis4mer cache ls`")
     return sorted(chosen), sorted(missing)
 
 

@@ -1,0 +1,175 @@
+"""What the commands that check, mend, compare and merge caches show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..console import human_bytes, human_seconds, print_json, print_line
+from ..store.wording import counted, some_of
+
+if TYPE_CHECKING:
+    from ..reencode import ReencodedVideo, ReencodeReport, Reextracted
+    from ..store.diff import CacheDiff, EntryDifference
+    from ..store.digest import CacheDigest
+    from ..store.merge import MergeSummary
+    from ..store.repair import RepairReport
+    from ..store.verify import VerifyReport
+
+MOST_LINES = 50  # of one kind; --json has all
+
+
+def print_verification(
+    report: VerifyReport, again: ReencodeReport | None, *, as_json: bool
+) -> None:
+    """`cache verify`."""
+    if as_json:
+        extra = {} if again is None else {"reencode": again.to_json()}
+        print_json({**report.to_json(), **extra})
+        return
+    for problem in report.problems:
+        print_line(f"damaged: {problem.reason}")
+    found = "no problems" if report.ok else counted(len(report.problems), "problem")
+    print_line(
+        f"{report.mode} check of {counted(report.num_entries, 'video')}, "
+        f"{human_bytes(report.num_bytes)}: "
+        + found
+        + ("; flipped bytes show only with --full" if report.mode == "quick" else "")
+    )
+    if not report.ok:
+        print_line(
+            "to mend it: `vis4mer cache repair CACHE`, with --from ANOTHER of the same values if "
+            "there is one; then the same `vis4mer extract` again"
+        )
+    if again is not None:
+        _print_reencoding(again)
+
+
+def _print_reencoding(report: ReencodeReport) -> None:
+    if report.missing:
+        print_line(
+            f"not looked at, for their files are not there (or are other ones): "
+            f"{counted(len(report.missing), 'video')}: {some_of(report.missing)}"
+        )
+    for video_id, reason in report.failures.items():
+        print_line(f"failed: {video_id}: {reason}")
+    for video in report.differing:
+        print_line(f"differs: {video.id}: {_difference(video)}")
+    frames = sum(video.num_frames for video in report.videos)
+    equal = sum(video.equal_frames for video in report.videos)
+    worst = max((v.worst for v in report.videos if v.worst is not None), default=0.0)
+    same = len(report.videos) - len(report.differing)
+    print_line(
+        f"extracted {counted(len(report.videos), 'video')} again: {same} hold the same values "
+        f"within {report.tolerance:g} (largest distance of a frame {worst:.2g}; {equal:,} of "
+        f"{counted(frames, 'frame')} equal to the last bit)"
+    )
+
+
+def _difference(video: ReencodedVideo) -> str:
+    if video.num_frames != video.new_frames:
+        return f"{counted(video.num_frames, 'frame')} stored, {video.new_frames:,} now"
+    where = (
+        ""
+        if video.worst is None
+        else f", frame {video.worst_frame} of {video.worst_array} is {video.worst:.3g} away"
+    )
+    return ("the same moments" if video.times_equal else "other moments") + where
+
+
+def print_digest(digest: CacheDigest, *, as_json: bool) -> None:
+    """`cache digest`."""
+    if as_json:
+        print_json(digest.to_json())
+        return
+    print_line(f"{digest.root}  all values of {counted(digest.num_videos, 'video')}")
+    for array, value in digest.arrays.items():
+        print_line(f"{value}  {array}")
+    for reference, value in digest.tasks.items():
+        print_line(f"{value}  task {reference}")
+
+
+def print_repair(report: RepairReport, again: Reextracted | None, *, as_json: bool) -> None:
+    """`cache repair`."""
+    if as_json:
+        extra: dict[str, Any] = {} if again is None else {"extracted": again.to_json()}
+        print_json({**report.to_json(), **extra})
+        return
+    for step in report.steps:
+        name = "" if step.id is None else f"{step.id}: "
+        print_line(f"{step.deed}: {name}{step.reason}")
+    would = " (nothing was changed)" if report.dry_run else ""
+    if not report.steps:
+        print_line(f"{counted(report.num_entries, 'video')}: nothing to mend")
+        return
+    print_line(f"{counted(len(report.steps), 'step')}{would}")
+    if again is not None:
+        for failure in again.summary.failures:
+            print_line(f"failed: {failure.id}: {failure.reason}")
+        print_line(
+            f"{counted(again.summary.extracted, 'video')} extracted again"
+            + (f"; no file for {some_of(again.missing)}" if again.missing else "")
+        )
+    elif report.dropped:
+        print_line(
+            f"{counted(len(report.dropped), 'video')} to extract again: the same `vis4mer extract`"
+            ", or this command with --videos DIR"
+        )
+
+
+def print_diff(diff: CacheDiff, a: str, b: str, *, as_json: bool) -> None:
+    """`cache diff`."""
+    if as_json:
+        print_json(diff.to_json())
+        return
+    print_line(f"A {a}")
+    print_line(f"B {b}")
+    for field in diff.spec:
+        print_line(f"setting {field.field}: {field.stored} in A, {field.wanted} in B")
+    for name, ids in (("A", diff.only_a), ("B", diff.only_b)):
+        if ids:
+            print_line(f"only in {name}: {counted(len(ids), 'video')}: {some_of(ids)}")
+    _print_some(f"differs: {_entry(entry)}" for entry in diff.entries)
+    for task in diff.tasks:
+        print_line(f"task {task.reference}: {'; '.join(task.reasons)}")
+    same = f"{counted(diff.num_same, 'video')} with the same values in both"
+    print_line("equal: " + same if diff.equal else f"{same}, {len(diff.entries):,} with others")
+
+
+def _entry(entry: EntryDifference) -> str:
+    parts = [f"other {', '.join(entry.values)}"] if entry.values else []
+    parts += [f"{', '.join(entry.only_a)} only in A"] if entry.only_a else []
+    parts += [f"{', '.join(entry.only_b)} only in B"] if entry.only_b else []
+    return f"{entry.id}: {'; '.join(parts)}"
+
+
+def print_merge(summary: MergeSummary, *, as_json: bool) -> None:
+    """`cache merge`."""
+    if as_json:
+        print_json(summary.to_json())
+        return
+    _print_some(f"failed: {f.name} of {f.source}: {f.reason}" for f in summary.failures)
+    _print_some(f"conflict: {c.name} of {c.source}: {c.reason}" for c in summary.conflicts)
+    would = "would be " if summary.dry_run else ""
+    print_line(
+        f"{counted(len(summary.added), 'video')} {would}added to {summary.target}, "
+        f"{len(summary.extended):,} extended, {len(summary.replaced):,} replaced "
+        f"({human_bytes(summary.num_bytes)} in {human_seconds(summary.seconds)}); "
+        f"{summary.same:,} were there with the same values"
+        + (f", {summary.left:,} left to do" if summary.left else "")
+    )
+    if summary.tasks:
+        print_line(f"labels {would}added: {', '.join(summary.tasks)}")
+    if summary.conflicts:
+        print_line("conflicts were left; --prefer source or target decides")
+    if summary.interrupted:
+        print_line("stopped early; the same command goes on")
+
+
+def _print_some(lines: Iterable[str]) -> None:
+    """The first lines, and how many are left out."""
+    found = list(lines)
+    for line in found[:MOST_LINES]:
+        print_line(line)
+    if len(found) > MOST_LINES:
+        print_line(f"and {len(found) - MOST_LINES:,} more; --json lists all")

@@ -1,0 +1,109 @@
+"""Whole entries from one cache to another of the same fingerprint, as new attempts there.
+
+    place_entry(target, record, write=lambda folder: copy_objects(source, record, folder))
+
+Every byte that is copied is compared with its record on the way. The record comes last, so a
+process killed at any moment leaves an attempt that `gc` removes, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from pathlib import Path
+
+from .backing import LocalBacking, require_file
+from .cache import Cache, ensure_groups
+from .files import (
+    create_exclusive,
+    make_directory,
+    new_file,
+    read_sealed,
+    seal,
+    storage_errors,
+    unseal,
+    write_atomic,
+)
+from .packs import checked_blocks
+from .records import EntryRecord, record_path, stored_arrays
+from .writer import is_committed, sync_directories
+
+
+def place_entry(
+    cache: Cache,
+    record: EntryRecord,
+    *,
+    write: Callable[[Path], None],
+    over_damage: bool = False,
+) -> EntryRecord:
+    """Make an entry whose objects `write` puts into the folder it is given: the record that stands.
+
+    over_damage: replace a record that cannot be read; otherwise one that is there stands.
+    """
+    attempt = secrets.token_hex(6)
+    new = replace(record, attempt=attempt, pack=None)
+    path, folder = record_path(cache.path, new.key), cache.path / new.folder
+    data = seal(new.to_json())
+    # What could not be read back is never committed.
+    EntryRecord.from_json(unseal(data, name=str(path)), spec=cache.spec, name=str(path))
+    try:
+        with storage_errors(folder):
+            ensure_groups(cache.path, new.key)
+            make_directory(folder, durable=False)
+            write(folder)
+            sync_directories(folder)
+        if over_damage:
+            write_atomic(path, data)
+        elif not create_exclusive(path, data):
+            return EntryRecord.from_json(read_sealed(path), spec=cache.spec, name=str(path))
+        cache.clear_failure(new.id)
+    finally:
+        if not is_committed(path, attempt):
+            shutil.rmtree(folder, ignore_errors=True)
+    return new
+
+
+def copy_objects(
+    source: Cache,
+    record: EntryRecord,
+    folder: Path,
+    *,
+    paths: Collection[str] | None = None,
+    link: bool = False,
+) -> None:
+    """Objects of an entry (all, or these) as files below `folder`, flushed to the disk.
+
+    link: give files a second name instead where the file system allows, which reads nothing.
+    DamagedEntryError when one is missing or, unless it was linked, not as recorded.
+    """
+    linkable = link and record.pack is None and isinstance(source.backing, LocalBacking)
+    for path in record.objects if paths is None else paths:
+        target = folder / path
+        make_directory(target.parent, durable=False)
+        if linkable and _linked(source, record, path, target):
+            continue
+        with new_file(target) as file:
+            for block in checked_blocks(source.backing, record, path):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _linked(source: Cache, record: EntryRecord, path: str, target: Path) -> bool:
+    """Whether the file has a second name now: other disks, and other people's files, refuse."""
+    file = source.path / record.folder / path
+    require_file(file, record.objects[path].size, record.id)
+    with contextlib.suppress(OSError):
+        os.link(file, target)
+        return True
+    return False
+
+
+def objects_of(cache: Cache, record: EntryRecord, arrays: Collection[str]) -> list[str]:
+    """The objects of some token arrays, with those of the scales beside them."""
+    names = {name for array in arrays for name in stored_arrays(cache.spec, array)}
+    return [path for path in record.objects if path.partition("/")[0] in names]

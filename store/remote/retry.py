@@ -1,0 +1,40 @@
+"""Trying again what may pass: timeouts, overload, broken connections. Bounded, with growing pauses.
+
+Knows no place: each says by raising PassingError that its failure may pass.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from .place import RemoteError
+
+T = TypeVar("T")
+TRIES = 5
+FIRST_PAUSE_SECONDS = 0.5
+_MAX_PAUSE_SECONDS = 8.0
+PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})  # of HTTP
+
+
+class PassingError(RemoteError):
+    """A failure that may be over in a moment."""
+
+
+def tried_again(call: Callable[[], T]) -> T:
+    """What `call` gives, after up to TRIES tries; RemoteError with the last one's words.
+
+    The pause before try k + 1 is drawn between half of and all of 2ᵏ⁻¹ first pauses, so that many
+    workers that were turned away together do not come back together.
+    """
+    for tried in range(1, TRIES + 1):
+        try:
+            return call()
+        except PassingError as error:
+            if tried == TRIES:
+                raise RemoteError(f"{error} (tried {TRIES} times)") from None
+        pause = min(_MAX_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (tried - 1))
+        time.sleep(pause * random.uniform(0.5, 1))
+    raise AssertionError("unreachable")  # the last try returns or raises

@@ -1,0 +1,320 @@
+"""`vis4mer cache pull`: a cache from a place, whole or in part, into a directory here.
+
+    pull_cache("s3://bucket/lvu.zarr", "lvu.zarr", Selection(arrays=("grid7", "prefix")))
+
+Objects first, each checked against its record while it arrives; then the record; task tables after
+the entries; the catalog last. Stopped or killed at any moment, what is here is a smaller cache and
+never a wrong one, and the same command goes on. Entries are written loose, whether or not they lie
+in packs there, so that any Zarr reader opens them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..cache import Cache, create_cache, ensure_groups, find_cache, spec_bytes
+from ..errors import (
+    CacheFormatError,
+    DamagedEntryError,
+    EntryNotFoundError,
+    UsageError,
+    Vis4merError,
+)
+from ..files import (
+    create_exclusive,
+    read_sealed,
+    seal,
+    storage_errors,
+    unseal,
+    write_atomic,
+)
+from ..records import EntryRecord, record_path
+from ..remote.place import MissingObjectError, Place, TornObjectError, open_place
+from ..replacement import commit_over, rearranging
+from ..spec import require_same, require_writable
+from ..wording import first_line
+from ..writer import sync_directories
+from .arriving import checked_file, is_sound, located, remove_unfinished_in, runs_of
+from .contents import Contents, read_contents
+from .plan import EntryCopy, holds_values, joined, plan_copy
+from .running import (
+    OnTransfer,
+    Tally,
+    TransferFailure,
+    TransferSummary,
+    at_once,
+    is_failure_of_one,
+)
+from .selection import Selection, lacks_some, narrowed
+
+JOBS = 8
+_MARGIN_BYTES = 64 << 20  # left free beside what is pulled
+
+
+def pull_cache(
+    source: str | Place,
+    target: str | Path,
+    selection: Selection | None = None,
+    *,
+    jobs: int = JOBS,
+    dry_run: bool = False,
+    stop: threading.Event | None = None,
+    progress: OnTransfer | None = None,
+) -> TransferSummary:
+    """Copy what `target` lacks of the cache at `source`.
+
+    Raises UsageError when no cache is there or the selection names what it lacks, FingerprintError
+    when another cache stands at `target`, RemoteError when the place fails, StorageError when the
+    disk here does, Vis4merError while another process rearranges the cache here. A damaged entry is
+    a failure of its own.
+    """
+    place = open_place(source) if isinstance(source, str) else source
+    pull = _Pull(read_contents(place), Path(target), selection or Selection())
+    return pull.run(jobs=jobs, dry_run=dry_run, stop=stop, progress=progress)
+
+
+class _Pull:
+    def __init__(self, contents: Contents, root: Path, selection: Selection) -> None:
+        self._contents = contents
+        self._place = contents.place
+        self._root = root
+        self._selection = selection
+        self._spec = selection.spec(contents.spec)
+        self._failures = [TransferFailure(id=None, reason=reason) for reason in contents.damaged]
+        self._cache = find_cache(root)
+        require_writable(contents.spec, contents.spec, name=self._place.url)
+        if self._cache is not None:
+            require_same(self._cache.spec, contents.spec, name=str(root))
+
+    def run(
+        self,
+        *,
+        jobs: int,
+        dry_run: bool,
+        stop: threading.Event | None,
+        progress: OnTransfer | None,
+    ) -> TransferSummary:
+        began = time.monotonic()
+        chosen, name = self._selection, self._place.url
+        references = chosen.tables(self._contents.tasks, name=name)
+        table = None if chosen.task is None else self._contents.table(chosen.task)
+        keys = {row.id: key for key, row in self._contents.rows.items()}
+        ids, lacking = chosen.chosen(list(keys), table, name=name)
+        copies, present, without = self._plan([keys[entry_id] for entry_id in ids])
+        num_bytes = sum(copy.num_bytes for copy in copies)
+        tally = Tally(num_videos=len(copies), num_bytes=num_bytes, progress=progress)
+        copied: list[str] = []
+        written: list[str] = []
+        if not dry_run:
+            self._require_room(num_bytes)
+            cache = self._target_cache()
+            with rearranging(self._root):
+                copied = self._copy(copies, cache, tally, jobs=jobs, stop=stop)
+                written = self._copy_tables(cache, references)
+                cache.write_catalog()
+        done = set(copied)
+        failed = {failure.id for failure in self._failures}
+        return TransferSummary(
+            source=name,
+            target=str(self._root),
+            dry_run=dry_run,
+            copied=tuple(copy.record.id for copy in copies) if dry_run else tuple(sorted(copied)),
+            present=present,
+            replaced=tuple(c.record.id for c in copies if c.replaces and c.record.id in done),
+            lacking=tuple(lacking),
+            without_arrays=tuple(without),
+            failures=tuple(self._failures),
+            tasks=tuple(written),
+            num_packs=0,
+            num_bytes=num_bytes if dry_run else tally.moved_bytes,
+            left=0 if dry_run else sum(c.record.id not in done | failed for c in copies),
+            seconds=time.monotonic() - began,
+        )
+
+    def _plan(self, keys: Sequence[str]) -> tuple[list[EntryCopy], int, list[str]]:
+        """(what to copy, how many are here already, ids that lack some of what was asked)."""
+        copies, without, present = [], [], 0
+        for key in keys:
+            try:
+                source = self._contents.record(key)
+            except CacheFormatError as error:
+                entry_id = self._contents.rows[key].id
+                self._failures.append(TransferFailure(id=entry_id, reason=first_line(error)))
+                continue
+            if lacks_some(source, self._selection, self._contents.spec):
+                without.append(source.id)
+            wanted = narrowed(source, self._selection.arrays, self._contents.spec)
+            if wanted is None:
+                continue
+            copy = plan_copy(source, wanted, self._standing(source.id))
+            if copy is None:
+                present += 1
+            else:
+                copies.append(copy)
+        return copies, present, without
+
+    def _standing(self, entry_id: str) -> EntryRecord | None:
+        """The entry's record here; None where there is none that checks."""
+        if self._cache is None:
+            return None
+        try:
+            return self._cache.record(entry_id)
+        except (EntryNotFoundError, CacheFormatError):
+            return None
+
+    def _require_room(self, num_bytes: int) -> None:
+        folder = self._root.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        if num_bytes + _MARGIN_BYTES > free:
+            raise Vis4merError(
+                f"{self._root}: the pull needs {num_bytes / 1e9:.2f} GB and {_MARGIN_BYTES / 1e9:g}"
+                f" beside them, {free / 1e9:.2f} GB are free there; free some space, or pull a "
+                "part (--task, --split, --ids, --views)"
+            )
+
+    def _target_cache(self) -> Cache:
+        """The cache here, whose spec names the arrays that it holds after this."""
+        if self._cache is None:
+            return create_cache(self._root, self._spec)
+        stored = self._cache.spec
+        require_writable(stored, stored, name=str(self._root))
+        spec = joined(stored, self._spec)
+        if spec != stored:
+            write_atomic(self._root / "zarr.json", spec_bytes(spec))
+        return create_cache(self._root, spec)
+
+    def _copy(
+        self,
+        copies: Sequence[EntryCopy],
+        cache: Cache,
+        tally: Tally,
+        *,
+        jobs: int,
+        stop: threading.Event | None,
+    ) -> list[str]:
+        copied = []
+        with contextlib.closing(
+            at_once(lambda copy: self._copy_entry(copy, cache, tally), copies, jobs=jobs, stop=stop)
+        ) as ended:
+            for copy, error in ended:
+                if error is None:
+                    copied.append(copy.record.id)
+                elif is_failure_of_one(error):
+                    reason = first_line(error)
+                    self._failures.append(TransferFailure(id=copy.record.id, reason=reason))
+                else:
+                    raise error
+        return copied
+
+    def _copy_entry(self, copy: EntryCopy, cache: Cache, tally: Tally) -> None:
+        try:
+            self._copy_objects(copy, tally)
+        except (DamagedEntryError, MissingObjectError, TornObjectError) as error:
+            copy = self._again(copy, error)
+            self._copy_objects(copy, tally)
+        self._commit(copy, cache)
+        tally.moved(0, videos=1)
+
+    def _again(self, copy: EntryCopy, error: Exception) -> EntryCopy:
+        """The same entry by the record that stands there now: the catalog may be older."""
+        try:
+            source = self._contents.fresh_record(copy.record.key)
+        except MissingObjectError:
+            source = copy.source
+        if source == copy.source:
+            raise DamagedEntryError(
+                f"video {copy.record.id!r} at {self._place.url}: {first_line(error)}"
+            ) from error
+        wanted = narrowed(source, self._selection.arrays, self._contents.spec)
+        again = None if wanted is None else plan_copy(source, wanted, copy.standing)
+        if again is None:
+            raise DamagedEntryError(
+                f"video {copy.record.id!r} at {self._place.url}: changed meanwhile; pull again"
+            ) from error
+        return again
+
+    def _commit(self, copy: EntryCopy, cache: Cache) -> None:
+        """Make the entry exist here. What an extraction has committed meanwhile stands."""
+        if copy.standing is not None:
+            commit_over(cache, copy.standing, copy.record)
+        else:
+            self._commit_new(copy.record, cache)
+        cache.clear_failure(copy.record.id)
+
+    def _commit_new(self, record: EntryRecord, cache: Cache) -> None:
+        path = record_path(self._root, record.key)
+        name, data = str(path), seal(record.to_json())
+        # What could not be read back is never committed.
+        EntryRecord.from_json(unseal(data, name=name), spec=cache.spec, name=name)
+        if create_exclusive(path, data):
+            return
+        try:
+            stands = EntryRecord.from_json(read_sealed(path), spec=cache.spec, name=name)
+        except CacheFormatError:  # damaged, as it was before
+            write_atomic(path, data)
+            return
+        if not holds_values(stands, record):
+            raise Vis4merError(
+                f"video {record.id!r} in {self._root} was made by another process meanwhile; run "
+                "the same command again to replace it"
+            )
+
+    def _copy_objects(self, copy: EntryCopy, tally: Tally) -> None:
+        folder = self._root / copy.record.folder
+        objects = copy.record.objects
+        ensure_groups(self._root, copy.record.key)
+        with storage_errors(folder):
+            remove_unfinished_in(folder)
+        lacking = [path for path in copy.paths if not is_sound(folder / path, objects[path])]
+        found = set(copy.paths).difference(lacking)
+        tally.moved(sum(objects[path].size for path in found), found=True)
+        for run in runs_of(copy.source, lacking):
+            if len(run) == 1:
+                self._fetch(copy, run[0], folder)
+            else:
+                self._fetch_together(copy, run, folder)
+            tally.moved(sum(objects[path].size for path in run))
+        with storage_errors(folder):
+            sync_directories(folder)
+
+    def _fetch(self, copy: EntryCopy, path: str, folder: Path) -> None:
+        stored = copy.record.objects[path]
+        key, start = located(copy.source, path)
+        with checked_file(folder / path, stored, key=key, entry_id=copy.record.id) as file:
+            self._place.fetch(key, file, start=start, length=stored.size)
+
+    def _fetch_together(self, copy: EntryCopy, run: Sequence[str], folder: Path) -> None:
+        """Small objects that lie one after another in a pack, by one request."""
+        places = [located(copy.source, path) for path in run]
+        sizes = [copy.record.objects[path].size for path in run]
+        (key, first), last = places[0], places[-1][1] + sizes[-1]
+        data = memoryview(self._place.read(key, start=first, length=last - first))
+        for path, (_, start), size in zip(run, places, sizes, strict=True):
+            stored = copy.record.objects[path]
+            with checked_file(folder / path, stored, key=key, entry_id=copy.record.id) as file:
+                file.write(data[start - first : start - first + size])
+
+    def _copy_tables(self, cache: Cache, references: Sequence[str]) -> list[str]:
+        """Tables that are not here, or differ."""
+        written = []
+        for reference in references:
+            try:
+                table = self._contents.table(reference)
+            except (CacheFormatError, MissingObjectError) as error:
+                self._failures.append(TransferFailure(id=None, reason=first_line(error)))
+                continue
+            try:
+                same = cache.task(reference) == table
+            except (UsageError, CacheFormatError):  # not here, or damaged
+                same = False
+            if not same:
+                cache.save_task(table)
+                written.append(reference)
+        return written
