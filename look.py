@@ -56,14 +56,15 @@ def predict_and_draw(
 
         predict_and_draw(["new.mp4"], "runs/selective", "looked.png", at_seconds=75)
     """
+    from .decode.figure_path import check_figure_path
     from .decode.judging.look import look_at_window, require_look
-    from .decode.judging.look_figure import check_look_path, draw_look
+    from .decode.judging.look_figure import FORMATS, draw_look
     from .decode.runs.run import open_run
 
     path = Path(figure)
     opened = open_run(run) if isinstance(run, (str, Path)) else run
     require_look(opened.about)
-    check_look_path(path)
+    check_figure_path(path, formats=FORMATS)
     source = _only(videos)
     drawn: list[DrawnLook] = []
 

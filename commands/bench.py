@@ -48,13 +48,14 @@ def bench(
 
     Example: vis4mer bench --decoders vis4mer,lst,lst:attention=materialised --tokens 60x7x7
     """
-    from ..decode.bench.figure import check_figure_path, draw_costs
+    from ..decode.bench.figure import FORMATS, draw_costs
     from ..decode.bench.measure import run_bench
     from ..decode.bench.records import BenchRequest
     from ..decode.bench.subjects import parse_subjects, parse_views
+    from ..decode.figure_path import check_figure_path
 
     if figure is not None:
-        check_figure_path(figure)
+        check_figure_path(figure, formats=FORMATS)
     if max_memory is not None and not 0 < max_memory < 1e9:  # NaN too
         raise UsageError(f"--max-memory is {max_memory}, expected GB such as 20")
     request = BenchRequest(

@@ -10,7 +10,7 @@ import typer
 from .. import console
 from ..render import decode as render
 from ..store.errors import UsageError
-from .shared import Device, Json, Protocol, Split, Which, exit_with
+from .shared import Device, Json, Protocol, Split, Which, exit_with, processes_together
 
 if TYPE_CHECKING:
     from ..decode.config import TrainConfig
@@ -39,7 +39,7 @@ def train_decoder(
     batch_size: Annotated[int | None, typer.Option(help="Windows in a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of AdamW.")] = None,
     shuffle_frames: Annotated[
-        bool, typer.Option("--shuffle-frames", help="A control: frames in a random order.")
+        bool, typer.Option("--shuffle-frames", help="A control: a window's frames in random order.")
     ] = False,
     lanes: Annotated[
         bool, typer.Option("--lanes", help="Whole videos in order, for a decoder with a memory.")
@@ -65,7 +65,8 @@ def train_decoder(
 
     Several tasks or seeds train in one pass: a decoder for each, in RUN/DATASET-TASK/seedN, that
     share what is read and nothing else. Killed at any moment, the same command goes on; so does
-    --cache and --run with --resume alone.
+    --cache and --run with --resume alone. Begun by torchrun, its processes learn together from each
+    batch what one would (torchrun --nproc-per-node 4 -m -- vis4mer train-decoder …).
 
     Example: vis4mer train-decoder --cache lvu.zarr --task lvu/relationship,lvu/scene --seeds 5
     --run runs/s4
@@ -77,46 +78,51 @@ def train_decoder(
     from ..decode.training.many import over_seeds, plan_training
     from ..store.cache import open_cache
 
-    opened = open_cache(cache)
-    tasks = [] if task is None else [name.strip() for name in task.split(",")]
-    if not resume and task is None and config is None and not sets:
-        present = ", ".join(opened.tasks()) or "none; add labels with `vis4mer label`"
-        raise UsageError(f"--task is missing: expected DATASET/TASK; {opened.name} has {present}")
-    flags = {
-        "task": tasks[0] if tasks else None,
-        "protocol": protocol,
-        "decoder.name": decoder,
-        "tokens": tokens,
-        "window_seconds": window,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "optimizer.lr": lr,
-        "shuffle_frames": shuffle_frames or None,
-        "lanes": lanes or None,
-        "seed": seed,
-        "device": device,
-    }
+    with processes_together() as ranks:
+        opened = open_cache(cache)
+        tasks = [] if task is None else [name.strip() for name in task.split(",")]
+        if not resume and task is None and config is None and not sets:
+            present = ", ".join(opened.tasks()) or "none; add labels with `vis4mer label`"
+            raise UsageError(
+                f"--task is missing: expected DATASET/TASK; {opened.name} has {present}"
+            )
+        flags = {
+            "task": tasks[0] if tasks else None,
+            "protocol": protocol,
+            "decoder.name": decoder,
+            "tokens": tokens,
+            "window_seconds": window,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "optimizer.lr": lr,
+            "shuffle_frames": shuffle_frames or None,
+            "lanes": lanes or None,
+            "seed": seed,
+            "device": device,
+        }
 
-    def resolved(begun: Path | None = None) -> TrainConfig:
-        base = open_run(begun).about.train if begun is not None and config is None else None
-        return load_config(file=config, base=base, flags=flags, sets=sets or [])
+        def resolved(begun: Path | None = None) -> TrainConfig:
+            base = open_run(begun).about.train if begun is not None and config is None else None
+            return load_config(file=config, base=base, flags=flags, sets=sets or [])
 
-    if seed is not None and seeds is not None:
-        raise UsageError("--seed and --seeds: give one of them")
-    plan = plan_training(run, resolved, tasks=tasks, seeds=seeds, resume=resume)
-    with console.Progress() as show:
-        outcomes = train_decoders(
-            opened,
-            plan.jobs,
-            share_bytes=round(share_memory * 1e9),
-            several=plan.several,
-            init=None if init is None else read_encoder(init),
-            progress=render.TrainingDisplay(show),
-        )
-    if plan.several:
-        render.print_pass(outcomes, over_seeds(outcomes), folder=run, as_json=as_json)
-    else:
-        render.print_training(outcomes[0].require(), as_json=as_json)
+        if seed is not None and seeds is not None:
+            raise UsageError("--seed and --seeds: give one of them")
+        plan = plan_training(run, resolved, tasks=tasks, seeds=seeds, resume=resume)
+        leads = ranks is None or ranks.leads
+        with console.Progress() as show:
+            outcomes = train_decoders(
+                opened,
+                plan.jobs,
+                share_bytes=round(share_memory * 1e9),
+                several=plan.several,
+                init=None if init is None else read_encoder(init),
+                progress=render.TrainingDisplay(show) if leads else None,
+                ranks=ranks,
+            )
+        if leads and plan.several:
+            render.print_pass(outcomes, over_seeds(outcomes), folder=run, as_json=as_json)
+        elif leads:
+            render.print_training(outcomes[0].require(), as_json=as_json)
     num_failed = sum(outcome.result is None for outcome in outcomes)
     exit_with(len(outcomes) - num_failed, num_failed)
 
@@ -199,7 +205,10 @@ def decoders(
     view = TokenView.parse(tokens)
     costs = decoder_costs(view, dim=dim)
     setting = f"one window of {view} tokens, {dim} wide, with default options"
-    counted = (COUNTED, NOT_COUNTED)
     render.print_decoders(
-        describe_decoders(), costs, setting=setting, counted=counted, as_json=as_json
+        describe_decoders(),
+        costs,
+        setting=setting,
+        sums=(COUNTED, NOT_COUNTED),
+        as_json=as_json,
     )

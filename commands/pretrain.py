@@ -10,7 +10,7 @@ import typer
 from .. import console
 from ..render import decode as render
 from ..render import pretrain as render_pretrain
-from .shared import Json
+from .shared import Json, processes_together
 
 
 def pretrain(
@@ -54,9 +54,16 @@ def pretrain(
         "seed": seed,
         "device": device,
     }
-    config = load_pretrain_config(flags=flags, sets=sets or [])
-    with console.Progress() as show:
-        result = pretraining.pretrain(
-            open_cache(cache), config, run, progress=render.TrainingDisplay(show)
-        )
-    render_pretrain.print_pretraining(result, as_json=as_json)
+    with processes_together() as ranks:
+        leads = ranks is None or ranks.leads
+        config = load_pretrain_config(flags=flags, sets=sets or [])
+        with console.Progress() as show:
+            result = pretraining.pretrain(
+                open_cache(cache),
+                config,
+                run,
+                progress=render.TrainingDisplay(show) if leads else None,
+                ranks=ranks,
+            )
+    if leads:
+        render_pretrain.print_pretraining(result, as_json=as_json)

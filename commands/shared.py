@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..store.errors import UsageError
 from ..store.spec import ProtocolName
+from ..store.wording import bytes_said
+
+if TYPE_CHECKING:
+    from ..decode.training.ranks import Ranks
 
 EXIT_SOME_FAILED = 3
 
@@ -40,6 +43,26 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def processes_together() -> Iterator[Ranks | None]:
+    """The processes that torchrun has begun with this one; None for one by itself.
+
+    All of them end with the same exit code, and the first one alone says why.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # before torch is loaded
+        yield None
+        return
+    from ..decode.training.ranks import joined_ranks
+
+    try:
+        with joined_ranks() as ranks:
+            yield ranks
+    except Exception as error:
+        if os.environ.get("RANK") == "0":
+            raise
+        raise typer.Exit(getattr(error, "exit_code", 1)) from error
+
+
 def parse_sides(text: str, *, option: str = "--grids") -> tuple[int, ...]:
     """`7,4` as (7, 4). UsageError for anything else."""
     try:
@@ -49,11 +72,11 @@ def parse_sides(text: str, *, option: str = "--grids") -> tuple[int, ...]:
 
 
 def parse_bytes(text: str, *, option: str) -> int:
-    """`200MB` as 200,000,000, in decimal units as disks are sold. UsageError for anything else."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(k|M|G|T)?B?", text, re.ASCII)
-    if match is None:
+    """A size such as `200MB`, as `bytes_said` has it. UsageError for anything else."""
+    size = bytes_said(text)
+    if size is None:
         raise UsageError(f"{option} {text}: expected a size such as 200MB or 1.5GB")
-    return round(float(match[1]) * 1000.0 ** " kMGT".index(match[2] or " "))
+    return size
 
 
 def parse_names(values: Sequence[str] | None) -> tuple[str, ...]:

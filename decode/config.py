@@ -14,7 +14,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,19 +107,22 @@ class TrainConfig:
     padding: what follows a window that its video cuts short: frames that are masked, or `zeros`
     that count as frames, up to the full window.
     shuffle_frames: a control: the frames of every window come in a random order, in training and
-    wherever the run is judged or predicts. What it can still do needs no order.
+    wherever the run is judged or predicts. What it can still do needs no order within a window;
+    with lanes the windows themselves still come in order.
     hold_out: share of the training groups (a row's group, else its video) that becomes the
     validation split where the task has none.
     blocks: parts that each epoch's videos are dealt into; batches are drawn from one part after
     another, so that runs of one pass can share what was read. None is one part for a run by
     itself; a pass chooses what fits into memory. See `sharing`.
-    validation_stride_seconds: between the windows judged after each epoch.
+    validation_stride_seconds: between the windows judged after each epoch. With lanes `load_config`
+    makes it the window where nobody says it, since it must go into that.
     final_stride_seconds: between the windows of the final evaluation.
     test_each_epoch: judge the test split after every epoch too, and name its best epoch.
     select: which weights the final evaluation judges; `best-val` is the epoch of highest
     validation accuracy (lowest squared error), the lower validation loss among equals.
     precision: `auto` is bfloat16 autocast on a GPU and float32 on a CPU.
-    workers: reading threads, of a remote cache at least 16; changes speed, never a result.
+    workers: reading threads, at least 16 where windows are drawn from a remote cache; changes
+    speed, never a result.
     init: SHA-256 of the pretrained encoder's weights that it begins with; `--init RUN` sets it,
     and a run never opens a file by what its config says.
     """
@@ -223,7 +226,11 @@ def load_config(
         data = _read_toml(file)
     override(data, flags=flags or {}, sets=sets)
     protocol: Protocol = convert(data.get("protocol", "clean"), Protocol, field="protocol")
-    return TrainConfig.from_json(with_protocol(protocol, data))
+    said = with_protocol(protocol, data)
+    config = TrainConfig.from_json(said)
+    if config.lanes and "validation_stride_seconds" not in said:
+        return replace(config, validation_stride_seconds=config.window_seconds)
+    return config
 
 
 def override(data: dict[str, Any], *, flags: Mapping[str, object], sets: Sequence[str]) -> None:

@@ -42,6 +42,22 @@ class Rows:
     own: int
     frames: int
 
+    @classmethod
+    def of(cls, own: range, *, total: int, frames: int) -> Rows:
+        """The rows `own` of so many; where these are none, the first one to look on."""
+        return cls(
+            first=own.start if own else 0,
+            count=len(own) or 1,
+            total=total,
+            own=len(own),
+            frames=frames,
+        )
+
+    @property
+    def taken(self) -> slice:
+        """Of a whole batch."""
+        return slice(self.first, self.first + self.count)
+
     @property
     def weight(self) -> float:
         """Of the mean over these rows in the mean over the whole batch."""
@@ -56,7 +72,7 @@ def drawing_for(rows: Rows | None) -> Iterator[None]:
     """Within, `drawn_by_row` draws for the whole batch of which `rows` are here; None: for all
     there is."""
     # A plain variable: a backward pass may compute a part again on a thread of its own.
-    global _here  # noqa: PLW0603
+    global _here
     before, _here = _here, rows
     try:
         yield
@@ -71,4 +87,4 @@ def drawn_by_row(draw: Callable[[int], Tensor], num_rows: int) -> Tensor:
         return draw(num_rows)
     if num_rows != _here.count:
         raise ValueError(f"numbers for {num_rows} rows, but {_here.count} of the batch are here")
-    return draw(_here.total)[_here.first : _here.first + _here.count]
+    return draw(_here.total)[_here.taken]

@@ -70,17 +70,17 @@ def convert(value: object, hint: Any, *, field: str) -> Any:
 
 def refuse(field: str, value: object, expected: str) -> UsageError:
     """The error for a value that a field cannot take."""
-    return UsageError(f"{field} is {value!r}, expected {expected}")
+    return UsageError(f"{field:.160} is {value!r:.400}, expected {expected}")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that does not exist, with the nearest one that does."""
     choices = list(known)
-    near = difflib.get_close_matches(name.rpartition(".")[2], choices, n=1)
+    near = difflib.get_close_matches(name[-160:].rpartition(".")[2], choices, n=1)
     if not choices:
-        return UsageError(f"unknown {kind} {name!r}: there is none to choose from")
+        return UsageError(f"unknown {kind} {name!r:.160}: there is none to choose from")
     hint = f"; did you mean {near[0]}?" if near else ""
-    return UsageError(f"unknown {kind} {name!r}, expected one of {', '.join(choices)}{hint}")
+    return UsageError(f"unknown {kind} {name!r:.160}, expected one of {', '.join(choices)}{hint}")
 
 
 def dotted(path: str, name: str) -> str:
@@ -123,7 +123,8 @@ def _integer(value: object, *, field: str) -> int:
 def _number(value: object, *, field: str) -> float:
     number = math.nan
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = float(value)
+        with contextlib.suppress(OverflowError):  # an integer of hundreds of digits
+            number = float(value)
     elif isinstance(value, str):
         with contextlib.suppress(ValueError):
             number = float(value)

@@ -20,7 +20,7 @@ from ..store.wording import counted
 
 if TYPE_CHECKING:
     from ..decode.ablate.passes import SweepProgress
-    from ..decode.ablate.plan import SweepPlan
+    from ..decode.ablate.plan import PassPlan, SweepPlan
     from ..decode.ablate.rows import Setting, SweepRow
     from ..decode.ablate.running import SweepResult
 
@@ -69,11 +69,10 @@ def print_plan(plan: SweepPlan, *, devices: Sequence[str], as_json: bool) -> Non
     print_line()
     reads = [each.bytes_to_read() for each in plan.passes]
     for number, (each, num_bytes) in enumerate(zip(plan.passes, reads, strict=True), start=1):
-        shared = " share their reads" if len(each.runs) > 1 else ""
         views = ", ".join(dict.fromkeys(str(run.job.plan.view) for run in each.runs))
         print_line(
             f"pass {number}: {counted(len(each.runs), 'run')} of {views}"
-            f"{shared}, about {human_bytes(num_bytes)} from {each.cache.name}"
+            f"{_together(each)}, about {human_bytes(num_bytes)} from {each.cache.name}"
         )
     passes = "1 pass" if len(reads) == 1 else f"{len(reads)} passes"
     left = sum(len(each.runs) for each in plan.passes)
@@ -83,6 +82,13 @@ def print_plan(plan: SweepPlan, *, devices: Sequence[str], as_json: bool) -> Non
     )
     for name, error in plan.refused.items():
         print_line(f"cannot be run: {name}: {error}")
+
+
+def _together(one: PassPlan) -> str:
+    """What the runs of a pass have in common; with lanes each trains on reads of its own."""
+    if len(one.runs) < 2:
+        return ""
+    return " judged together" if one.runs[0].job.config.lanes else " share their reads"
 
 
 def print_sweep(

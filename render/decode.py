@@ -238,14 +238,14 @@ def print_decoders(
     costs: Mapping[str, DecoderCost | UsageError],
     *,
     setting: str,
-    counted: tuple[str, str],
+    sums: tuple[str, str],
     as_json: bool,
 ) -> None:
-    """`decoders`. setting: of the costs. counted: what multiply-adds are, and what they leave
+    """`decoders`. setting: of the costs. sums: what multiply-adds count, and what they leave
     out."""
     if as_json:
         decoders = [{**each.to_json(), "cost": _cost_json(costs[each.name])} for each in described]
-        cost_of = {"setting": setting, "counted": counted[0], "not_counted": counted[1]}
+        cost_of = {"setting": setting, "counted": sums[0], "not_counted": sums[1]}
         print_json({"cost_of": cost_of, "decoders": decoders})
         return
     print_table(
@@ -253,7 +253,7 @@ def print_decoders(
         [_cost_cells(about, costs[about.name]) for about in described],
         title=f"Forward pass of {setting}:",
     )
-    print_line(f"Counted are the {counted[0]}; not {counted[1]}.")
+    print_line(f"Counted are the {sums[0]}; not {sums[1]}.")
     print_line("Memory is how that of a forward pass grows with the tokens of a window.")
     for name, cost in costs.items():
         if isinstance(cost, UsageError):
@@ -279,8 +279,8 @@ def _cost_json(cost: DecoderCost | UsageError) -> dict[str, Any]:
 
 def _short(count: float) -> str:
     """Such as `16.5 G`."""
-    for unit in ("", " k", " M", " G"):
+    for unit in ("", " k", " M", " G", " T", " P"):
         if count < 999.5:
             return f"{count:.3g}{unit}"
         count /= 1000
-    return f"{count:.3g} T"
+    return f"{count:.3g} E"

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 from vis4mer.cli import app
 from vis4mer.decode.bench import child
-from vis4mer.decode.bench.figure import check_figure_path, draw_costs
+from vis4mer.decode.bench.figure import FORMATS, draw_costs
 from vis4mer.decode.bench.measure import run_bench, turn_order
 from vis4mer.decode.bench.memory import Peak, least_bytes
 from vis4mer.decode.bench.records import BenchRequest
@@ -26,6 +26,8 @@ from vis4mer.decode.bench.worker import (
 )
 from vis4mer.decode.data.batch import TokenShape
 from vis4mer.decode.decoders import DECODERS, build_decoder
+from vis4mer.decode.decoders.memory import MemoryDecoder
+from vis4mer.decode.figure_path import check_figure_path
 from vis4mer.decode.report.published import published_cost
 from vis4mer.store.errors import UsageError
 
@@ -245,10 +247,31 @@ def test_the_figure_is_drawn_and_names_what_was_not_measured(tmp_path, suffix):
     draw_costs(bench(workers, view="4x1x1,60x1x1"), path)
     head = {".png": b"\x89PNG", ".svg": b"<?xml"}[suffix]
     assert path.read_bytes().startswith(head)
-    with pytest.raises(UsageError, match=r"\.png or \.svg"):
-        check_figure_path(tmp_path / "cost.jpg")
-    with pytest.raises(UsageError, match="no folder"):
-        check_figure_path(tmp_path / "none" / "cost.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cost.jpg", r"expected a name that ends in \.png or \.svg$"),
+        ("none/cost.png", "there is no folder .*none; make it first$"),
+        ("folder.png", "a folder, expected the name of a file to write$"),
+        (f"{'x' * 300}.png", r"cannot be written \(File name too long\)"),
+        pytest.param(
+            "/proc/cost.png",  # where nobody can make a file, root included
+            r"cannot be written \(No such file or directory\); choose another file$",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc"),
+        ),
+    ],
+)
+def test_a_figure_that_cannot_be_written_is_refused_before_the_work(tmp_path, name, message):
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UsageError, match=message) as refused:
+        check_figure_path(tmp_path / name, formats=FORMATS)
+    assert "\n" not in str(refused.value)
+    check_figure_path(tmp_path / "cost.SVG", formats=FORMATS)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+    command = ["bench", "--decoders", "mean", "--figure", str(tmp_path / name)]
+    assert CliRunner().invoke(app, command).exit_code == 2
 
 
 def test_the_figure_says_in_its_text_what_is_missing(tmp_path):
@@ -277,6 +300,34 @@ def test_every_decoder_can_be_benched(name, monkeypatch):
     about = measured.about()
     assert about["num_parameters"] == sum(weight.numel() for weight in weights)
     assert about["least_bytes"] == {"forward": 0, "train": 0}
+
+
+@pytest.mark.parametrize("frames", [2, 4, 9])
+def test_a_step_in_lanes_is_measured_with_a_full_memory(frames, monkeypatch):
+    """Chunks of 4 frames, of which 5 are remembered: after 5, 5 and 2 windows."""
+    monkeypatch.setattr(child, "TURN_SECONDS", 0.0)
+    options = {"memory_length": 6, "chunk_frames": 4, "width": 16, "heads": 2, "depth": 2}
+    remembered = {}
+    plain = MemoryDecoder.forward_from
+
+    def forward_from(model, batch, state, starts=None):
+        remembered[len(remembered)] = [len(memory) for memory in state.layers]
+        return plain(model, batch, state, starts)
+
+    monkeypatch.setattr(MemoryDecoder, "forward_from", forward_from)
+    asked = question("memory", options, frames=frames)
+    child.Bench(asked).turn("train")
+    assert remembered == {0: [0, 0]}
+    remembered.clear()
+    measured = child.Bench({**asked, "lanes": True})
+    measured.turn("train")
+    assert remembered.pop(len(remembered) - 1) == [5, 5]
+    assert len(remembered) == {2: 5, 4: 5, 9: 2}[frames]
+    assert all(held < [5, 5] for held in remembered.values())
+    measured.turn("train")  # is one step from then on
+    assert len(remembered) == {2: 5, 4: 5, 9: 2}[frames] + 1
+    with pytest.raises(UsageError, match="remembers nothing"):
+        child.Bench({**question("mean"), "lanes": True}).turn("train")
 
 
 def test_the_command_measures_in_processes_of_their_own(tmp_path):

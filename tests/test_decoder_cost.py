@@ -18,6 +18,7 @@ from vis4mer.decode.decoders.cost import (
     decoder_costs,
     forward_cost,
 )
+from vis4mer.render.decode import _short
 from vis4mer.store.errors import UsageError
 from vis4mer.store.views import TokenView
 
@@ -124,7 +125,23 @@ def test_memory_grows_as_is_said(name, options):
             model(batch)
         largest.append(mode.num_elements)
     growth = "quadratic" if largest[1] / largest[0] > 8 else "linear"
-    assert model.memory_growth == growth, largest
+    assert model.memory_growth.removesuffix(" in frames") == growth, largest
+
+
+def test_patches_do_not_make_what_grows_with_frames_quadratic():
+    """Sixteen times the patches, and the scores of attention are as many as before."""
+    largest = []
+    for grid in ((1, 1), (4, 4)):
+        batch = token_batch(frames=256, grid=grid, prefix=1, dim=16, batch=1)
+        model = build_decoder("stam", shape=batch.shape, num_outputs=2, options=SMALL["stam"])
+        with Largest() as mode:
+            model.train()(batch)
+        largest.append(mode.num_elements)
+    assert largest[0] == largest[1]
+    costs = decoder_costs(VIEW, dim=32)
+    growing = {name: c.memory for name, c in costs.items() if isinstance(c, DecoderCost)}
+    assert growing.pop("stam") == "quadratic in frames"
+    assert "quadratic in frames" not in growing.values()
 
 
 # Asking for it ----------------------------------------------------------------------------------
@@ -137,6 +154,16 @@ def test_every_decoder_has_a_cost_with_cls_where_it_needs_it():
     with_cls = {name for name, cost in costs.items() if cost.tokens == "8x2x2+cls"}
     assert with_cls == {"stam", "cls-mean"}
     assert {cost.tokens for name, cost in costs.items() if name not in with_cls} == {"8x2x2"}
+
+
+@pytest.mark.parametrize("selection", ["@random0.5", "@stride2"])
+def test_a_view_that_selects_patches_has_costs_with_cls_where_needed(selection):
+    costs = decoder_costs(TokenView.parse(f"8x2x2{selection}"), dim=32)
+    assert all(isinstance(cost, DecoderCost) for cost in costs.values()), costs
+    for name, cost in costs.items():
+        with_cls = name in ("stam", "cls-mean")
+        assert cost.tokens == f"8x2x2{'+cls' * with_cls}{selection}"
+        assert cost.num_tokens == 8 * (2 + with_cls)  # two of four patches, and CLS
 
 
 def test_what_a_decoder_refuses_stands_in_its_place():
@@ -154,7 +181,10 @@ def test_what_a_decoder_refuses_stands_in_its_place():
     [
         (["--tokens", "14x14"], "say how many frames a window has, such as 60x14x14"),
         (["--tokens", "many"], "many"),
-        (["--dim", "0"], "--dim is 0, expected at least 1"),
+        (["--dim", "0"], "--dim is 0, expected 1 to 100000"),
+        (["--dim", "1000000000000"], "--dim is 1000000000000, expected 1 to 100000"),
+        (["--tokens", "999999x1x1"], "expected at most 3600 frames in a window"),
+        (["--tokens", "60x999x999"], "has 59880060 tokens, expected at most 1000000"),
     ],
 )
 def test_no_setting_is_one_line(arguments, message):
@@ -181,6 +211,14 @@ def test_the_command_says_setting_cost_source_and_what_it_does_not_count():
     }
     assert by_name["memory"]["sources"] == ["arXiv 2201.08383"]
     assert found["cost_of"]["setting"] in shown
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(999, "999"), (999.6, "1 k"), (16_487_548_160, "16.5 G"), (3e13, "30 T"), (2.5e17, "250 P")],
+)
+def test_large_counts_are_short(count, expected):
+    assert _short(count) == expected
 
 
 def test_every_decoder_of_a_paper_names_it():

@@ -12,6 +12,9 @@ from caches import make_cache, make_spec, write_tokens
 from killing import in_child
 from typer.testing import CliRunner
 from vis4mer.cli import app
+from vis4mer.decode.ablate.memory import memory_request
+from vis4mer.decode.ablate.plan import plan_sweep
+from vis4mer.decode.ablate.sweep import Point
 from vis4mer.decode.config import load_config
 from vis4mer.decode.data.batch import TokenBatch
 from vis4mer.decode.data.lanes import lane_steps
@@ -19,6 +22,7 @@ from vis4mer.decode.data.loader import TrainLoader
 from vis4mer.decode.data.plan import WindowPlan, split_samples
 from vis4mer.decode.device import Compute
 from vis4mer.decode.judging.evaluate import evaluate_run
+from vis4mer.decode.judging.judge import Candidate, judge_all
 from vis4mer.decode.judging.predict import predict_entries
 from vis4mer.decode.judging.stream import StreamPredictor
 from vis4mer.decode.runs.checkpoints import read_checkpoint
@@ -27,6 +31,7 @@ from vis4mer.decode.train import train_decoder, train_decoders
 from vis4mer.decode.training.job import prepare_job
 from vis4mer.decode.training.learner import Learner, training_loss
 from vis4mer.decode.training.optim import build_optimizer
+from vis4mer.render.ablate import print_plan
 from vis4mer.store.cache import create_cache
 from vis4mer.store.errors import CacheFormatError, UsageError
 from vis4mer.store.files import seal, unseal
@@ -399,7 +404,10 @@ def test_configs_that_do_not_go_with_lanes(flags, message):
     [
         ({"decoder__name": "mean"}, "'mean' remembers nothing .* use --decoder memory"),
         ({"decoder__name": "vis4mer"}, "'vis4mer' remembers nothing"),
-        ({"final_stride_seconds": 4}, r"final_stride_seconds is 4 \(4 frames\).*such as 6$"),
+        (
+            {"final_stride_seconds": 4},
+            r"final_stride_seconds is 4 \(4 frames\).*such as --set final_stride_seconds=6$",
+        ),
         ({"validation_stride_seconds": 60}, "validation_stride_seconds is 60.*of 6 frames"),
     ],
 )
@@ -426,14 +434,13 @@ def test_segments_of_a_whole_video_are_one_window(tmp_path):
 def test_a_run_is_judged_at_strides_that_go_into_the_window(tmp_path):
     cache, run = trained(tmp_path, epochs=1)
     for ask in (predict_entries, evaluate_run):
-        with pytest.raises(UsageError, match=r"^stride_seconds is 4 .*such as 6$"):
+        with pytest.raises(UsageError, match=r"^stride_seconds is 4 .*such as --stride 6$"):
             ask(run, cache, stride_seconds=4)
 
 
 def test_the_command_line_trains_and_judges_lanes(tmp_path):
     cache = videos(tmp_path)
     ask = ["train-decoder", "--cache", cache.path, "--task", "toy/label", "--lanes", "--window", 6]
-    ask += ["--set", "final_stride_seconds=6", "--set", "validation_stride_seconds=6"]
     ask += ["--epochs", 1, "--device", "cpu", "--run", tmp_path / "run"]
     refused = CliRunner().invoke(app, [str(a) for a in [*ask, "--decoder", "mean"]])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
@@ -441,18 +448,89 @@ def test_the_command_line_trains_and_judges_lanes(tmp_path):
     small = [f"--set=decoder.{name}={value}" for name, value in SMALL.items()]
     done = CliRunner().invoke(app, [str(a) for a in [*ask, "--decoder", "memory", *small]])
     assert done.exit_code == 0, done.output
-    assert open_run(tmp_path / "run").about.train.lanes
+    asked = open_run(tmp_path / "run").about.train
+    assert asked.lanes
+    assert (asked.validation_stride_seconds, asked.final_stride_seconds) == (6, 1)
     judge = ["evaluate", "--run", tmp_path / "run", "--cache", cache.path, "--stride", 4]
     refused = CliRunner().invoke(app, [str(a) for a in judge])
     assert refused.exit_code == 2
-    assert "such as 6" in refused.stderr
+    assert "such as --stride 6" in refused.stderr
 
 
-def test_lanes_and_random_windows_are_not_of_one_pass(tmp_path):
+def test_the_validation_stride_is_the_window_where_nobody_says_it():
+    flags = {"task": "toy/label", "lanes": True, "window_seconds": 30}
+    assert load_config(flags=flags).validation_stride_seconds == 30
+    said = load_config(flags=flags, sets=["validation_stride_seconds=15"])
+    assert said.validation_stride_seconds == 15
+    assert load_config(base=said, flags={"epochs": 3}).validation_stride_seconds == 15
+    assert load_config(flags={**flags, "lanes": None}).validation_stride_seconds == 60
+
+
+@pytest.mark.parametrize("order", [(True, False), (False, True)])
+def test_lanes_and_random_windows_are_not_of_one_pass(tmp_path, order):
+    """Said before blocks are dealt, of which random windows would have many here."""
     cache = videos(tmp_path)
-    jobs = [(config(lanes=lanes), tmp_path / str(lanes)) for lanes in (True, False)]
-    with pytest.raises(UsageError, match=r"lanes is True in .* and False in"):
-        train_decoders(cache, jobs)
+    jobs = [(config(lanes=lanes), tmp_path / str(lanes)) for lanes in order]
+    with pytest.raises(UsageError, match=rf"^lanes is {order[0]} in .* and {order[1]} in"):
+        train_decoders(cache, jobs, share_bytes=1)
+    assert not any(folder.exists() for _, folder in jobs)
+
+
+def test_shuffled_frames_with_lanes_say_what_they_are_no_control_of(tmp_path):
+    cache = videos(tmp_path)
+    for lanes, shuffled in ((True, True), (True, False), (False, True)):
+        notes = prepare_job(cache, config(lanes=lanes, shuffle_frames=shuffled)).notes
+        said = [note for note in notes if "the windows themselves still come in order" in note]
+        assert len(said) == (lanes and shuffled)
+
+
+def test_what_carries_no_memory_is_not_left_out_of_a_judgement(tmp_path):
+    cache, run = trained(tmp_path, epochs=1)
+    samples = split_samples(cache, cache.task("toy/label"), "test").samples
+    candidate = Candidate(
+        models=[run.load_decoder().eval(), torch.nn.Identity()],
+        stretches=samples,
+        batch_size=1,
+        carries_memory=True,
+    )
+    with pytest.raises(TypeError, match="Identity carries no memory"):
+        judge_all([candidate], cache, run.about.plan, CPU, stride_seconds=WINDOW, workers=1)
+
+
+def test_a_sweep_says_what_runs_of_lanes_have_in_common(tmp_path, capsys):
+    cache = videos(tmp_path)
+    common = {"config": config(), "cache": "c"}
+    points = [Point(name=n, settings={}, **common) for n in ("one", "two")]
+    for lanes, words in ((True, " judged together, about"), (False, " share their reads, about")):
+        asked = [dataclasses.replace(point, config=config(lanes=lanes)) for point in points]
+        plan = plan_sweep(asked, {"c": cache}, tmp_path / "sweep")
+        print_plan(plan, devices=["cpu"], as_json=False)
+        assert f"2 runs of 2x2{words}" in capsys.readouterr().out
+
+
+def test_lanes_and_shuffled_frames_are_axes_of_a_sweep(tmp_path):
+    cache = videos(tmp_path)
+    ask = ["ablate", "--cache", cache.path, "--task", "toy/label", "--run", tmp_path / "sweep"]
+    ask += ["--axis", "lanes=false,true", "--axis", "shuffle_frames=false,true", "--device", "cpu"]
+    ask += ["--set", "decoder.name=memory", "--set", "window_seconds=6", "--dry-run", "--json"]
+    planned = CliRunner().invoke(app, [str(a) for a in ask])
+    assert planned.exit_code == 0, planned.output
+    found = json.loads(planned.stdout)
+    settings = [(run["lanes"], run["shuffle_frames"]) for run in found["runs"]]
+    no, yes = "false", "true"
+    assert settings == [(no, no), (no, yes), (yes, no), (yes, yes)]
+    assert [len(each["runs"]) for each in found["passes"]] == [2, 2]
+    assert not found["refused"]
+
+
+def test_the_memory_of_lanes_is_asked_for_by_another_key(tmp_path):
+    cache = videos(tmp_path)
+    asked = {
+        lanes: memory_request(prepare_job(cache, config(lanes=lanes)).about, device="cpu")
+        for lanes in (True, False)
+    }
+    assert asked[True] == {**asked[False], "lanes": True}
+    assert set(asked[False]) == {"decoder", "shape", "batch_size", "device", "precision"}
 
 
 def test_a_run_that_claims_lanes_for_a_decoder_without_memory_is_no_run(tmp_path):

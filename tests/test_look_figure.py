@@ -5,6 +5,7 @@ What is expected is read from the written PNG, or from what the videos are known
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import av
@@ -169,10 +170,32 @@ def test_the_most_and_the_least_weight_have_the_ends_of_the_scale(tmp_path: Path
     assert (most[0] - least[0], most[1] - least[1]) == (-2 * 48, 2 * 48)
 
 
-def test_weights_that_are_all_alike_are_drawn(tmp_path: Path) -> None:
-    look = a_look(np.full((2, 2, 2), 1 / 8), measure="weights")
+MIDDLE = (188, 55, 84)  # of the colours
+
+
+@pytest.mark.parametrize("spread", [0, 0.001])
+def test_weights_that_are_all_but_alike_look_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spread: float
+) -> None:
+    weights = np.full((2, 2, 2), 1 / 8)
+    weights[0, 0, 0] *= 1 + spread
+    look = a_look(weights, measure="weights")
     sheet = drawn(look, np.full((2, 32, 32, 3), 100), tmp_path / "w.png")
-    assert len(boxes(sheet, (50, 50, 52), within=1)) == 2
+    halfway = [(100 + c) // 2 for c in MIDDLE]
+    assert len(boxes(sheet, halfway, within=4)) == 2
+    said = " ".join(words_of(look, monkeypatch, tmp_path / "f.png"))
+    assert "from 0.95 to 1.05 times the weight of the mean patch" in said
+
+
+def test_no_weight_at_all_is_drawn(tmp_path: Path) -> None:
+    look = a_look(np.zeros((2, 2, 2)), measure="weights")
+    drawn(look, np.full((2, 32, 32, 3), 100), tmp_path / "w.png")
+
+
+def test_small_shares_have_a_decimal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = np.array([0.017, 0.094, 0.889, 0.0]).reshape(4, 1, 1)
+    said = words_of(a_look(weights, measure="weights"), monkeypatch, tmp_path / "f.png")
+    assert said[-4:] == ["0.0 s   1.7%", "1.0 s   9.4%", "2.0 s   89%", "3.0 s   0%"]
 
 
 # How many, and what is written ------------------------------------------------------------------
@@ -246,6 +269,16 @@ def test_the_words_of_weights_and_of_a_value(
     assert "gives the patches 80.0% of all weight" in text
     assert "from 0.50 to 2.50 times the weight of the mean patch" in text
     assert "It is a single frame." in text
+
+
+def test_letters_that_the_font_has_not_are_no_warnings(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn(
+            a_look(np.ones((1, 2, 2)), name="\u732b\U0001f408.mp4"),
+            np.zeros((1, 32, 32, 3)),
+            tmp_path / "f.png",
+        )
 
 
 def test_a_name_of_a_thousand_letters_stays_on_the_sheet(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The peak memory of a training step of each setting, measured in a process of its own.
 
 What a pass takes is shared by its runs, and says nothing of one of them. Here a setting's decoder,
-its optimizer and one batch of random tokens are alone, as in `vis4mer bench`: on a CPU the bytes
-that stay resident beyond the process's own, on a GPU those that torch's allocator handed out.
+its optimizer and one batch of random tokens are alone, as in `vis4mer bench`, and with lanes what
+is remembered of the windows before: on a CPU the bytes that stay resident beyond the process's own,
+on a GPU those that torch's allocator handed out.
 `memory.json` keeps them by what was measured: seeds and tasks share a measurement.
 """
 
@@ -29,13 +30,16 @@ OnMeasure = Callable[[int, int], None]  # measured, in all
 def memory_request(about: RunAbout, *, device: str) -> Request:
     """What is measured for a run: its decoder at full windows, batch size and precision."""
     compute = Compute.of(device=device, precision=about.train.precision)
-    return {
+    request: dict[str, Any] = {
         "decoder": about.train.decoder.to_json(),
         "shape": asdict(about.plan.shape),
         "batch_size": about.train.batch_size,
         "device": str(compute.device),
         "precision": compute.precision,
     }
+    if about.train.lanes:  # else unsaid: what is measured already keeps its key
+        request["lanes"] = True
+    return request
 
 
 def training_step_bytes(request: Request) -> int:

@@ -60,7 +60,8 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class PassPlan:
-    """Runs of one cache, none of them finished, that share their reads."""
+    """Runs of one cache, none of them finished, that share their reads; with lanes only those of
+    the judging."""
 
     cache: Cache
     runs: tuple[Prepared, ...]

@@ -8,7 +8,9 @@ Each line of standard input is a question in JSON, each line of standard output 
     {"do": "peak"}                                → {"bytes": …, "reserved": …}, and starts anew
 
 An answer {"refused": …} or {"out_of_memory": …} is the last one. The training step is that of
-`train-decoder` itself. Knows nothing of the processes beside it.
+`train-decoder` itself; asked for `"lanes": true`, which `vis4mer bench` never does, each goes on
+from the one before, and before the first as many are done as fill the decoder's memory. Knows
+nothing of the processes beside it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +33,7 @@ from ...store import fields as f
 from ...store.errors import UsageError
 from ..config import DecoderConfig, OptimizerConfig, Precision, TrainConfig
 from ..data.batch import TokenBatch, TokenShape
-from ..data.loader import LabelledBatch
+from ..data.loader import Carried, LabelledBatch
 from ..device import Compute
 from ..training.learner import Learner
 from ..typed import convert
@@ -61,6 +63,7 @@ class Bench:
             decoder=DecoderConfig.from_json(f.mapping(request, "decoder", name=_NAME)),
             optimizer=OptimizerConfig(schedule="constant"),
             batch_size=batch_size,
+            lanes=request.get("lanes") is True,
         )
         self._learner = Learner(
             config,
@@ -72,9 +75,11 @@ class Bench:
         )
         self._learner.model.require_trainable()
         self._batch = random_batch(shape, batch_size=batch_size, compute=self._compute)
+        self._lanes = config.lanes
+        self._unfilled = self._learner.model.windows_to_fill if config.lanes else 0
         self._works: Mapping[str, Callable[[], object]] = {
             "forward": self._forward,
-            "train": lambda: self._learner.step(self._batch),
+            "train": self._train,
         }
         self.memory.restart()  # what building took for a moment is not what computing takes
 
@@ -110,6 +115,19 @@ class Bench:
         if self._on_gpu:
             torch.cuda.empty_cache()
         return {"seconds": seconds / calls, "cpu_seconds": cpu_seconds / calls}
+
+    def _train(self) -> None:
+        for _ in range(self._unfilled):
+            self._step_on()
+        self._unfilled = 0
+        self._step_on()
+
+    def _step_on(self) -> None:
+        """One training step; in lanes the next one goes on from it, as where others start anew."""
+        self._learner.step(self._batch)
+        if self._lanes:
+            starts = torch.zeros_like(self._batch.labels, dtype=torch.bool)  # B
+            self._batch = replace(self._batch, carried=Carried(rows=None, starts=starts))
 
     @torch.no_grad()
     def _forward(self) -> Tensor:

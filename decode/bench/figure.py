@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...store.errors import UsageError
 from ...store.files import write_atomic
 from ..report.published import PUBLISHED_COSTS
 from .records import BenchResult, BenchRow
@@ -19,14 +18,6 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg")
 _MARKERS = "osD^vP*Xhd<>"
 _LINE_LETTERS = 150
-
-
-def check_figure_path(path: Path) -> None:
-    """UsageError for a file that could not be written after hours of measuring."""
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"--figure {path}: expected a name that ends in {' or '.join(FORMATS)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"--figure {path}: there is no folder {path.parent}; make it first")
 
 
 def draw_costs(result: BenchResult, path: Path) -> None:

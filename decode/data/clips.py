@@ -162,20 +162,22 @@ def collate(
     dtype: torch.dtype,
     *,
     padded_frames: int | None = None,
+    least_frames: int = 0,
     shuffled_by: Sequence[str] | None = None,
 ) -> TokenBatch:
     """One batch of clips, padded with zeros after the valid frames to the longest of them.
 
     padded_frames: fill every clip up to so many frames with zeros that count as real ones, as the
-    released ViS4mer code does. shuffled_by: by clip, the key by which its own frames, never the
-    padding, are shuffled; see `Clip.shuffled`.
+    released ViS4mer code does. least_frames: pad to so many where no clip has as many: those of a
+    batch of which these are a part. shuffled_by: by clip, the key by which its own frames, never
+    the padding, are shuffled; see `Clip.shuffled`.
     """
     if shuffled_by is not None:
         clips = [clip.shuffled(key) for clip, key in zip(clips, shuffled_by, strict=True)]
     lengths = tuple(clip.num_frames for clip in clips)
     if padded_frames is not None:
         lengths = (padded_frames,) * len(clips)
-    longest = max(lengths)
+    longest = max(*lengths, least_frames)
     device = clips[0].pts_seconds.device
     mask = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]  # B T
     return TokenBatch(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor
 from ...store.cache import Cache
 from ...store.tasks import TaskKind
 from ...store.windows import Window, evaluation_windows, random_window, window_length
+from ..rows import Rows, Share
 from .batch import TokenBatch
 from .clips import Clip, HostClip, collate, on_device, read_ahead, read_clip, to_device
-from .lanes import LaneRows, lane_rows, lane_steps, num_lane_steps
+from .lanes import LaneRows, LaneStep, lane_rows, lane_steps, num_lane_steps
 from .plan import Sample, Stretch, WindowPlan
 
 PIECE_FRAMES = 256  # of a timeline read at once in evaluation: a shard, 100 MB of 14 × 14 × 1024
@@ -53,11 +54,13 @@ class LabelledBatch:
     """tokens with labels (B,): int64 classes, or float32 values.
 
     carried: None where no row goes on from a batch before, as always without lanes.
+    part: which rows of a larger batch these are; None where they are all.
     """
 
     tokens: TokenBatch
     labels: Tensor
     carried: Carried | None = None
+    part: Rows | None = None
 
 
 def epoch_draws(
@@ -101,10 +104,12 @@ def _block_of(entry_id: str, *, epoch: int, blocks: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Step:
-    """What a batch is made of. rows: of the lanes, where there are lanes."""
+    """What a batch is made of. rows: of the lanes, where there are lanes. part: where others have
+    the rest of the batch."""
 
     draws: Sequence[Draw]
     rows: LaneRows | None = None
+    part: Rows | None = None
 
 
 class TrainLoader:
@@ -115,6 +120,9 @@ class TrainLoader:
 
     `epoch` reads them itself, ahead on threads; `draws` and `batch` serve whoever reads random
     windows for several learners. Both ways give the same batches.
+
+    share: of every batch, where several processes learn from it together: `epoch` reads the rows
+    of this part alone, of lanes the same ones throughout.
     """
 
     def __init__(
@@ -133,6 +141,7 @@ class TrainLoader:
         blocks: int = 1,
         shuffle_frames: bool = False,
         lanes: bool = False,
+        share: Share = Share(),  # noqa: B008 - frozen
     ) -> None:
         self.bytes_read = 0
         self.batch_size = batch_size
@@ -148,6 +157,7 @@ class TrainLoader:
         self._blocks = blocks
         self._shuffle_frames = shuffle_frames
         self._lanes = lanes
+        self._share = share
 
     @property
     def plan(self) -> WindowPlan:
@@ -186,10 +196,16 @@ class TrainLoader:
         for step in steps:
             hosts = [next(reads) for _ in step.draws]
             self.bytes_read += sum(host.num_bytes for host in hosts)
-            yield self.batch(step.draws, [host.clip for host in hosts], rows=step.rows)
+            clips = [host.clip for host in hosts]
+            yield self.batch(step.draws, clips, rows=step.rows, part=step.part)
 
     def batch(
-        self, draws: Sequence[Draw], clips: Sequence[Clip], *, rows: LaneRows | None = None
+        self,
+        draws: Sequence[Draw],
+        clips: Sequence[Clip],
+        *,
+        rows: LaneRows | None = None,
+        part: Rows | None = None,
     ) -> LabelledBatch:
         """The batch of some draws and their frames, as they lie on the host, on the device."""
         labels = torch.tensor([draw.sample.label for draw in draws], dtype=self._label_dtype)
@@ -207,18 +223,32 @@ class TrainLoader:
             moved,
             self._dtype,
             padded_frames=self._plan.padded_frames,
+            least_frames=0 if part is None else part.frames,
             shuffled_by=[draw.key for draw in draws] if self._shuffle_frames else None,
         )
         return LabelledBatch(
             tokens=tokens,
             labels=to_device(labels, self._device),
             carried=None if rows is None else _carried(rows, self._device),
+            part=part,
         )
 
     def _random_steps(self, epoch: int) -> list[_Step]:
         draws = [draw for block in self.draws(epoch) for draw in block]
         firsts = range(0, len(draws), self.batch_size)
-        return [_Step(draws=draws[first : first + self.batch_size]) for first in firsts]
+        return [self._step(draws[first : first + self.batch_size]) for first in firsts]
+
+    def _step(self, draws: Sequence[Draw]) -> _Step:
+        """What is here of a step of `draws`."""
+        if self._share.count == 1:
+            return _Step(draws=draws)
+        part = self._part(draws, self._share.of(len(draws)))
+        return _Step(draws=draws[part.taken], part=part)
+
+    def _part(self, draws: Sequence[Draw], own: range) -> Rows:
+        """Of a batch of `draws`, the rows `own`."""
+        frames = max(len(self._plan.frames(draw.window)) for draw in draws)
+        return Rows.of(own, total=len(draws), frames=frames)
 
     def _lane_steps(self, epoch: int) -> list[_Step]:
         steps = lane_steps(
@@ -228,7 +258,21 @@ class TrainLoader:
             seed=self._seed,
             epoch=epoch,
         )
+        if self._share.count > 1:
+            return list(self._lane_parts(steps, epoch))
         return [_Step(draws=self._lane_draws(rows, epoch), rows=rows) for rows in lane_rows(steps)]
+
+    def _lane_parts(self, steps: Sequence[LaneStep], epoch: int) -> Iterator[_Step]:
+        """What is here of steps: of all of them the same lanes, so that a memory stays here."""
+        own = self._share.of(self.batch_size)
+        of_own = lane_rows([step[own.start : own.stop] for step in steps])
+        for step, everyone, rows in zip(steps, lane_rows(steps), of_own, strict=True):
+            draws = self._lane_draws(everyone, epoch)
+            first = sum(one is not None for one in step[: own.start])
+            part = self._part(draws, range(first, first + len(rows.windows)))
+            if not rows.windows:  # the lanes have come to their end, and nothing goes on
+                rows = LaneRows(windows=(replace(everyone.windows[0], starts=True),), before=None)
+            yield _Step(draws=draws[part.taken], rows=rows, part=part)
 
     def _lane_draws(self, rows: LaneRows, epoch: int) -> list[Draw]:
         draws = []
@@ -284,6 +328,12 @@ class _Piece:
     frames: list[int]
 
 
+def judged_windows(stretch: Stretch, plan: WindowPlan, *, stride_seconds: float) -> list[Window]:
+    """Those that evaluation looks at, in order."""
+    stride = window_length(stride_seconds, fps=plan.fps)
+    return evaluation_windows(stretch.extent, length=plan.length, stride=stride)
+
+
 class Timelines:
     """All windows of some stretches at a stride, each timeline read once and in pieces.
 
@@ -306,8 +356,8 @@ class Timelines:
         self._cache = cache
         self._stretches = stretches
         self._plan = plan
-        self._stride = window_length(stride_seconds, fps=plan.fps)
-        self._workers = max(workers, cache.backing.readers)
+        self._stride_seconds = stride_seconds
+        self._workers = workers
         self._device = device
         self._piece_frames = piece_frames
 
@@ -316,8 +366,9 @@ class Timelines:
         return sum(self.bytes_by_stretch)
 
     def windows(self, stretch: int) -> list[Window]:
-        extent = self._stretches[stretch].extent
-        return evaluation_windows(extent, length=self._plan.length, stride=self._stride)
+        return judged_windows(
+            self._stretches[stretch], self._plan, stride_seconds=self._stride_seconds
+        )
 
     def __iter__(self) -> Iterator[WindowClip]:
         pieces = (piece for i in range(len(self._stretches)) for piece in self._pieces(i))

@@ -74,6 +74,20 @@ class Decoder(nn.Module, ABC):
     def require_trainable(self) -> None:
         """UsageError for a decoder whose weights can only be imported."""
 
+    @property
+    def draws_by_row(self) -> bool:
+        """Whether whatever is random in a training step comes from `drawn_by_row`."""
+        return True
+
+    def require_shareable(self) -> None:
+        """UsageError for a decoder that would learn something else from a batch in parts."""
+        if not self.draws_by_row:
+            raise UsageError(
+                f"decoder {self.name!r} cannot learn in several processes: its dropout is drawn "
+                "inside of torch's own layers, not by row; use one process, or --set "
+                "decoder.dropout=0"
+            )
+
     def after_step(self) -> None:
         """Called once after each training step's update, for what follows the weights slowly."""
 
@@ -84,6 +98,11 @@ class Decoder(nn.Module, ABC):
         Such a decoder takes windows of any length from one frame on, as videos end anywhere.
         """
         return False
+
+    @property
+    def windows_to_fill(self) -> int:
+        """After how many full windows what is remembered is as much as it gets; 0 of no memory."""
+        return 0
 
     def start_memory(self) -> Any:
         """What is remembered before any window, for any number of rows; `.rows(kept)`, int64 (B',),

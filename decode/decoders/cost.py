@@ -29,6 +29,9 @@ NOT_COUNTED = "elementwise work, norms, softmax, sums and the steps of a scan be
 
 NUM_OUTPUTS = 10  # classes: the last layer weighs next to nothing
 
+MOST_FRAMES = 3600  # an hour, one a second: some decoders go frame after frame, here as anywhere
+MOST_TOKENS, MOST_DIM = 10**6, 10**5  # of more, a table would be nothing but a typing error
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderCost:
@@ -53,12 +56,19 @@ def decoder_costs(view: TokenView, *, dim: int) -> dict[str, DecoderCost | Usage
     """Of every decoder by name, with its default options; or why it cannot take such windows.
 
     dim: width of the tokens. A decoder that the view has no CLS tokens for gets the same with them.
-    UsageError for a view without frames, and for no width.
+    UsageError for a view without frames, for no width, and for numbers above the bounds.
     """
     if view.frames is None:
         raise UsageError(f"--tokens {view}: say how many frames a window has, such as 60x{view}")
-    if dim < 1:
-        raise UsageError(f"--dim is {dim}, expected at least 1")
+    if not 1 <= dim <= MOST_DIM:
+        raise UsageError(f"--dim is {dim}, expected 1 to {MOST_DIM}")
+    if view.frames > MOST_FRAMES:
+        raise UsageError(f"--tokens {view}: expected at most {MOST_FRAMES} frames in a window")
+    num_tokens = _shape(view, dim).num_tokens
+    if num_tokens > MOST_TOKENS:
+        raise UsageError(
+            f"--tokens {view}: a window has {num_tokens} tokens, expected at most {MOST_TOKENS}"
+        )
     return {name: _cost(name, view, dim=dim) for name in DECODERS}
 
 
@@ -77,9 +87,7 @@ def forward_cost(
     name: str, view: TokenView, *, dim: int, options: Mapping[str, Any] | None = None
 ) -> DecoderCost:
     """Of one decoder. view: with frames. UsageError where it refuses its options or the windows."""
-    if view.frames is None:
-        raise ValueError(f"view {view} says no frames")  # as `decoder_costs` has refused
-    shape = TokenShape(frames=view.frames, grid=view.given_grid, num_prefix=int(view.cls), dim=dim)
+    shape = _shape(view, dim)
     counter = FlopCounterMode(display=False, custom_mapping=_FOURIER)
     with torch.device("meta"), _Valueless(), torch.no_grad():
         decoder = build_decoder(name, shape=shape, num_outputs=NUM_OUTPUTS, options=options or {})
@@ -94,6 +102,12 @@ def forward_cost(
         multiply_adds=counter.get_total_flops() // 2,
         memory=decoder.memory_growth,
     )
+
+
+def _shape(view: TokenView, dim: int) -> TokenShape:
+    if view.frames is None:
+        raise ValueError(f"view {view} says no frames")  # as `decoder_costs` has refused
+    return TokenShape(frames=view.frames, grid=view.given_grid, num_prefix=int(view.cls), dim=dim)
 
 
 def _window(shape: TokenShape) -> TokenBatch:

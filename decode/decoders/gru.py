@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..data.batch import TokenBatch, TokenShape
+from ..mixers.base import RowDropout
 from ..skeleton import RunningMean, masked_mean
 from ..typed import refuse
 from .base import Decoder, DecoderOptions, check_stream_frames
@@ -81,7 +82,7 @@ class GruDecoder(Decoder):
             bidirectional=options.bidirectional,
             batch_first=True,
         )
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout = RowDropout(options.dropout)
         self.head = nn.Linear((1 + options.bidirectional) * options.width, num_outputs)
 
     def forward(self, batch: TokenBatch) -> Tensor:
@@ -108,6 +109,11 @@ class GruDecoder(Decoder):
             states, _ = pad_packed_sequence(states, batch_first=True)  # B max(lengths) H
         directions = 1 + self.options.bidirectional
         return states, torch.cat(list(h[-directions:]), dim=1)
+
+    @property
+    def draws_by_row(self) -> bool:
+        options = self.options
+        return bool(options.depth == 1 or options.dropout == 0)  # torch drops between layers
 
     @property
     def streamable(self) -> bool:

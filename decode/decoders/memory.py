@@ -17,7 +17,7 @@ Letters: B windows or lanes, T frames, S tokens of a chunk, D width of the token
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,7 +30,7 @@ from ..typed import refuse
 from .base import Decoder, DecoderOptions, check_stream_frames
 from .frames import require_real_frames
 from .memory_attention import FrameLayout, MemoryBlock
-from .memory_state import MemoryShape, MemoryState
+from .memory_state import MemoryState
 
 Readout = Literal["mean", "last"]
 
@@ -158,6 +158,12 @@ class MemoryDecoder(Decoder):
     def carries_memory(self) -> bool:
         return True
 
+    @property
+    def windows_to_fill(self) -> int:
+        chosen: MemoryOptions = self.options
+        chunks = -(-self.shape.frames // chosen.chunk_frames)  # of a window
+        return -(-(chosen.memory_length - 1) // chunks)
+
     def start_memory(self) -> MemoryState:
         """The state before any chunk, for any number of lanes."""
         return MemoryState(layers=((),) * self.options.depth)
@@ -182,19 +188,6 @@ class MemoryDecoder(Decoder):
         if pooled is None:
             raise ValueError("no window of the batch has a real frame")
         return self._outputs(pooled), state
-
-    def load_memory(self, tensors: Mapping[str, Tensor], *, name: str) -> MemoryState:
-        """The state whose `tensors()` these are; CacheFormatError, naming the file `name`."""
-        chosen: MemoryOptions = self.options
-        shape = MemoryShape(
-            depth=chosen.depth,
-            slots=chosen.memory_length - 1,
-            width=chosen.width,
-            chunk_frames=chosen.chunk_frames,
-            layout=self.layout,
-            compresses=self._blocks[0].compressor is not None,
-        )
-        return shape.read(tensors, name=name)
 
     def _read(self, chunk: Chunk, state: MemoryState) -> tuple[Tensor, MemoryState]:
         """LN(y) of a chunk (B, S, W), and the state after it."""

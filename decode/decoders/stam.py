@@ -124,8 +124,12 @@ class Stam(Decoder):
         return outputs
 
     @property
+    def draws_by_row(self) -> bool:
+        return bool(self.options.dropout == 0)  # torch's own layers draw
+
+    @property
     def memory_growth(self) -> Growth:
-        return "quadratic"  # with the frames: dropout of attention weights needs all of them
+        return "quadratic in frames"  # dropout of attention weights needs all of them
 
     def _check_frames(self, num_frames: int) -> None:
         if num_frames > self.shape.frames:

@@ -34,6 +34,7 @@ from .about import OptionAbout, options_about
 from .base import Decoder, DecoderOptions, check_stream_frames
 
 Variant = Literal["paper", "official"]
+MOST_BLOCKS = 1000  # a config may be somebody else's, and widths are divided by 2^depth
 
 # Options of mixers that the released code sets otherwise: its P and Q are not tied.
 OFFICIAL_DEFAULTS: Mapping[str, bool] = {"tied": False}
@@ -63,8 +64,8 @@ class Vis4merOptions(DecoderOptions):
     def __post_init__(self) -> None:
         if self.variant not in ("paper", "official"):
             raise refuse("variant", self.variant, "one of paper, official")
-        if self.depth < 1:
-            raise refuse("depth", self.depth, "at least 1")
+        if not 1 <= self.depth <= MOST_BLOCKS:
+            raise refuse("depth", self.depth, f"at least 1 and at most {MOST_BLOCKS}")
         if not 0 <= self.dropout < 1:
             raise refuse("dropout", self.dropout, "at least 0 and less than 1")
         expected = mixer_class(self.mixer).Options

@@ -101,7 +101,7 @@ class _Audience:
         self.models += models
         self.outputs += [[] for _ in models]
         if self.carries_memory:
-            self.walks += [Walk(model) for model in models if isinstance(model, Decoder)]
+            self.walks += map(_walk, models)
         return range(first, len(self.models))
 
     def look(self, plan: WindowPlan, compute: Compute) -> None:
@@ -128,6 +128,12 @@ class _Audience:
         [one] = self.waiting
         for walk in self.walks:
             yield walk.outputs(batch, stretch=one.stretch, window=one.window)
+
+
+def _walk(model: nn.Module) -> Walk:
+    if not isinstance(model, Decoder):
+        raise TypeError(f"{type(model).__name__} carries no memory, expected a Decoder")
+    return Walk(model)
 
 
 def judge_all(
@@ -267,11 +273,16 @@ def _verdict(
         windows.append(tuple(judged[number[_place(stretch)]]))
         for said in windows[-1]:
             if not np.isfinite(said.outputs).all():
-                return NotFiniteError(
-                    f"the decoder's output for video {stretch.id!r} is {said.outputs.tolist()}, "
-                    "expected finite numbers; training diverged, lower --set optimizer.lr"
-                )
+                return not_finite(stretch, said.outputs)
     return Judged(windows=tuple(windows), bytes_read=bytes_read)
+
+
+def not_finite(stretch: Stretch, outputs: NDArray[np.float64]) -> NotFiniteError:
+    """What is said of such outputs (n_out,) of one window."""
+    return NotFiniteError(
+        f"the decoder's output for video {stretch.id!r} is {outputs.tolist()}, expected finite "
+        "numbers; training diverged, lower --set optimizer.lr"
+    )
 
 
 def _shares(

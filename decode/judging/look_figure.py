@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...store.errors import UsageError
 from ...store.files import write_atomic
 from ...store.wording import visible
 from .look import WindowLook
@@ -30,6 +30,8 @@ from .predict import top_classes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+FORMATS = (".png",)
 
 MAX_FRAMES = 24
 """So many frames of a window are shown; of more, evenly chosen ones."""
@@ -41,8 +43,10 @@ MARGIN, GAP, LABEL_HEIGHT, LINE_HEIGHT = 20, 10, 24, 22  # pixels, as all length
 PAPER = 255
 DROPPED_BRIGHTNESS, DROPPED_TINT = 0.25, (34, 38, 54)  # blue, so that it is no black picture
 COLOURS = "inferno"
+LEAST_RANGE = 0.05  # of the mean weight, to both sides: what is all but even looks so
 SCALE_SIZE = (12, 160)  # height, width of the strip that explains the colours
 LETTER_HEIGHT, LETTER_WIDTH, BOLD_WIDTH = 14, 7.6, 9.5  # widths are means
+SMALL_SHARE = 0.1  # of which a decimal is told
 _DPI = 100
 _TOP_CLASSES = 3
 
@@ -62,14 +66,6 @@ class SheetLayout:
     def scale_middle(self) -> int:
         """Of the header's last line, which explains the colours where there are any."""
         return self.corners[0][0] - GAP - LINE_HEIGHT // 2
-
-
-def check_look_path(path: Path) -> None:
-    """UsageError for a file that could not be written after a video was read."""
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--figure {path}: expected a name that ends in .png")
-    if not path.parent.is_dir():
-        raise UsageError(f"--figure {path}: there is no folder {path.parent}; make it first")
 
 
 def shown_places(num_frames: int) -> list[int]:
@@ -100,7 +96,9 @@ def draw_look(look: WindowLook, pictures: Pixels, path: Path) -> None:
     figure.figimage(_sheet(look, tiles, layout), origin="upper")
     _write_words(figure, look, title, lines, layout)
     buffer = io.BytesIO()
-    canvas.print_png(buffer)  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():  # of a name in letters that the font has not: boxes stand there
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        canvas.print_png(buffer)  # type: ignore[no-untyped-call]
     write_atomic(path, buffer.getvalue())
 
 
@@ -155,10 +153,18 @@ def _tiles(look: WindowLook, pictures: Pixels, places: Sequence[int]) -> Pixels:
         kept = over_pixels(look.patches[places], size)[..., None] > 0  # F H W 1
         shown = np.where(kept, pictures, DROPPED_BRIGHTNESS * grey + DROPPED_TINT)  # F H W 3
     else:
-        low, high = look.patches.min(), look.patches.max()
+        low, high = _weight_range(look)
         part = (look.patches[places] - low) / ((high - low) or 1)  # F h w
         shown = (grey + _coloured(over_pixels(part, size))) / 2  # F H W 3
     return np.rint(shown).astype(np.uint8)
+
+
+def _weight_range(look: WindowLook) -> tuple[float, float]:
+    """The weights that have the ends of the colours: the least and the most of all patches, or
+    less and more where they are all but alike."""
+    mean = float(look.patches.mean())
+    least, most = float(look.patches.min()), float(look.patches.max())
+    return min(least, (1 - LEAST_RANGE) * mean), max(most, (1 + LEAST_RANGE) * mean)
 
 
 def _coloured(share: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -257,13 +263,14 @@ def _write_words(
         middle = MARGIN + (i + 0.5) * LINE_HEIGHT
         write(line, top=middle, left=MARGIN, weight="bold" if i < len(title) else "normal")
     if look.measure == "weights":
-        mean = look.patches.mean() or 1
-        low, high = look.patches.min() / mean, look.patches.max() / mean
-        text = f"from {low:.2f} to {high:.2f} times the weight of the mean patch"
+        mean = float(look.patches.mean()) or 1
+        low, high = _weight_range(look)
+        text = f"from {low / mean:.2f} to {high / mean:.2f} times the weight of the mean patch"
         write(text, top=layout.scale_middle, left=MARGIN + SCALE_SIZE[1] + GAP)
     places = shown_places(len(look.frames))
     for place, (top, left) in zip(places, layout.corners, strict=True):
         frame = look.patches[place]  # h w
         share = float(frame.mean() if look.measure == "kept" else frame.sum())
-        text = f"{look.seconds[place]:.1f} s   {share:.0%}"
+        digits = 1 if 0 < share < SMALL_SHARE else 0
+        text = f"{look.seconds[place]:.1f} s   {share:.{digits}%}"
         write(text, top=top + layout.tile[0] + LABEL_HEIGHT / 2, left=left)

@@ -25,7 +25,9 @@ from ..decoders import Decoder
 class Walk:
     """One decoder on windows that come stretch by stretch, each in the order of their starts.
 
-    Holds as many memories as the stride goes into the window.
+    Holds as many memories as the stride goes into the window: 60 of windows of 60 s at a stride of
+    1 s. Of the default `memory` decoder on 60x14x14 tokens one is 2 MB in float32, so that these
+    are 120 MB on the device for each model that is judged, and 32 MB on 60x7x7.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -44,11 +46,15 @@ class Walk:
 
 
 def require_walks(plan: WindowPlan, *, stride_seconds: float, name: str = "stride_seconds") -> None:
-    """UsageError for a stride at which no window begins where another ends."""
+    """UsageError for a stride at which no window begins where another ends.
+
+    name: of a config's field, or `stride_seconds` for what `--stride` says.
+    """
     stride = window_length(stride_seconds, fps=plan.fps)
     if plan.length % stride:
+        option = "--stride " if name == "stride_seconds" else f"--set {name}="
         raise UsageError(
             f"{name} is {stride_seconds:g} ({stride} frames), but with lanes a window of "
             f"{plan.length} frames goes on from the one that ends where it begins: expected a "
-            f"stride that goes into it, such as {plan.length / plan.fps:g}"
+            f"stride that goes into it, such as {option}{plan.length / plan.fps:g}"
         )

@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 from ..rows import drawn_by_row
 
-Growth = Literal["linear", "quadratic"]
-"""With the tokens of a window, all else equal."""
+Growth = Literal["linear", "quadratic", "quadratic in frames"]
+"""With the tokens of a window, all else equal; or, where each frame is one token, with frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,3 +92,16 @@ class ChannelDropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"probability={self.probability}"
+
+
+class RowDropout(nn.Dropout):
+    """Dropout of single values, drawn by row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+
+        def draw(num_rows: int) -> Tensor:
+            return dropout(x.new_ones(num_rows, *x.shape[1:]), self.p)
+
+        return x * drawn_by_row(draw, x.shape[0])

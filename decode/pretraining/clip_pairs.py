@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from ...store.windows import Window, random_window
 from ..data.batch import TokenBatch
 from ..data.clips import Clip, HostClip, collate, on_device, read_ahead, read_clip, to_device
 from ..data.plan import WindowPlan
+from ..rows import Rows, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +48,15 @@ class ClipPair:
 
 @dataclass(frozen=True, kw_only=True)
 class PairBatch:
-    """Row i of both is of the video numbered videos[i] (int64 (B,))."""
+    """Row i of both is of the video numbered videos[i] (int64 (B,)).
+
+    part: where the clips are some rows of a larger batch, which; videos are those of all of it.
+    """
 
     long: TokenBatch
     short: TokenBatch
     videos: Tensor
+    part: Rows | None = None
 
 
 def videos_digest(videos: Sequence[Video]) -> str:
@@ -85,7 +91,7 @@ def draw_pair(
 
 
 class PairLoader:
-    """Batches of pairs; `bytes_read` counts from the start."""
+    """Batches of pairs, or the part `share` of each; `bytes_read` counts from the start."""
 
     def __init__(
         self,
@@ -100,6 +106,7 @@ class PairLoader:
         workers: int,
         device: torch.device,
         dtype: torch.dtype,
+        share: Share = Share(),  # noqa: B008 - frozen
     ) -> None:
         self.bytes_read = 0
         self._cache = cache
@@ -111,6 +118,7 @@ class PairLoader:
         self._workers = max(workers, cache.backing.readers)
         self._device = device
         self._dtype = dtype
+        self._share = share
 
     @property
     def steps_per_epoch(self) -> int:
@@ -137,20 +145,45 @@ class PairLoader:
     def epoch(self, epoch: int) -> Iterator[PairBatch]:
         """All batches of an epoch; the last one may be smaller."""
         pairs = self.pairs(epoch)
+        steps = [
+            pairs[first : first + self._batch_size]
+            for first in range(0, len(pairs), self._batch_size)
+        ]
+        parts = [self._part(drawn) for drawn in steps]
+        own = [
+            drawn if part is None else drawn[part.taken]
+            for drawn, part in zip(steps, parts, strict=True)
+        ]
         depth = self._batch_size + self._workers
-        reads = read_ahead(self._read, pairs, workers=self._workers, depth=depth)
-        for first in range(0, len(pairs), self._batch_size):
-            drawn = pairs[first : first + self._batch_size]
-            hosts = [next(reads) for _ in drawn]
+        reads = read_ahead(self._read, chain(*own), workers=self._workers, depth=depth)
+        for drawn, here, part in zip(steps, own, parts, strict=True):
+            hosts = [next(reads) for _ in here]
             self.bytes_read += sum(host.num_bytes for host in hosts)
-            yield self._batch(drawn, [host.clip for host in hosts], epoch=epoch)
+            batch = self._batch(
+                here,
+                [host.clip for host in hosts],
+                epoch=epoch,
+                least_frames=0 if part is None else part.frames,
+            )
+            videos = to_device(torch.tensor([p.video.number for p in drawn]), self._device)
+            yield PairBatch(long=batch[0], short=batch[1], videos=videos, part=part)
+
+    def _part(self, pairs: Sequence[ClipPair]) -> Rows | None:
+        """What is here of a step; None where all of it is."""
+        if self._share.count == 1:
+            return None
+        frames = max(len(clip) for pair in pairs for clip in (pair.long, pair.short))
+        return Rows.of(self._share.of(len(pairs)), total=len(pairs), frames=frames)
 
     def _read(self, pair: ClipPair) -> HostClip:
         """The frames of either clip, each once."""
         pin = self._device.type == "cuda"
         return read_clip(self._cache, pair.video.id, self._plan, _union(pair), pin=pin)
 
-    def _batch(self, pairs: Sequence[ClipPair], hosts: Sequence[Clip], *, epoch: int) -> PairBatch:
+    def _batch(
+        self, pairs: Sequence[ClipPair], hosts: Sequence[Clip], *, epoch: int, least_frames: int
+    ) -> tuple[TokenBatch, TokenBatch]:
+        """The long clips and the short ones."""
         clips = [
             on_device(
                 host,
@@ -162,10 +195,11 @@ class PairLoader:
             for pair, host in zip(pairs, hosts, strict=True)
         ]
         both = list(zip(pairs, clips, strict=True))
-        return PairBatch(
-            long=collate([c.take(_union(p), p.long) for p, c in both], self._dtype),
-            short=collate([c.take(_union(p), p.short) for p, c in both], self._dtype),
-            videos=to_device(torch.tensor([p.video.number for p in pairs]), self._device),
+        long = [clip.take(_union(pair), pair.long) for pair, clip in both]
+        short = [clip.take(_union(pair), pair.short) for pair, clip in both]
+        return (
+            collate(long, self._dtype, least_frames=least_frames),
+            collate(short, self._dtype, least_frames=least_frames),
         )
 
 

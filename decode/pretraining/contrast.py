@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from ...store import fields as f
 from ...store.errors import CacheFormatError
 from ..data.batch import TokenBatch
+from ..rows import drawn_by_row
 from ..runs.checkpoints import Checkpoint
 from ..selection import kept_count, top_tokens
 
@@ -65,19 +66,22 @@ class KeyQueue:
 
 
 def info_nce(
-    q: Tensor, k: Tensor, *, videos: Tensor, queue: KeyQueue, temperature: float
+    q: Tensor, k: Tensor, *, videos: Tensor, queue: KeyQueue, temperature: float, first: int = 0
 ) -> Tensor:
     """-log exp(q·k₊/ρ) / Σ exp(q·k/ρ), the mean over queries: ().
 
     q, k: queries and keys of unit length (B, d), float32; row i of both is of video videos[i]
     (int64 (B,)), k[i] its positive. Negatives are the other rows of k and what the queue holds of
-    other videos: an earlier key of the same video is neither.
+    other videos: an earlier key of the same video is neither. Where q are only some of the queries,
+    of rows `first` and on, the mean is over these; k and videos are always all.
     """
+    places = torch.arange(first, first + len(q), device=q.device)  # B
+    videos = videos[first : first + len(q)]
     in_batch = q @ k.T / temperature  # B B
     in_queue = q @ queue.keys.T / temperature  # B Q
     other = (queue.videos[None] != videos[:, None]) & (queue.videos[None] != NOBODY)  # B Q
     logits = torch.cat([in_batch, in_queue.masked_fill(~other, -torch.inf)], dim=1)  # B B+Q
-    return cross_entropy(logits, torch.arange(len(q), device=q.device))
+    return cross_entropy(logits, places)
 
 
 def mask_tokens(batch: TokenBatch, ratio: float) -> TokenBatch:
@@ -88,7 +92,7 @@ def mask_tokens(batch: TokenBatch, ratio: float) -> TokenBatch:
     B, T = batch.mask.shape
     S = batch.shape.tokens_per_frame
     counts = [kept_count(S * frames, 1 - ratio) for frames in batch.lengths]
-    lottery = torch.rand(B, T * S, device=batch.mask.device)  # B L
+    lottery = drawn_by_row(lambda rows: torch.rand(rows, T * S, device=batch.mask.device), B)  # B L
     kept = top_tokens(lottery, batch.token_mask(), counts).view(B, T, S, 1)
     p = batch.shape.num_prefix
     patch, prefix = batch.patch, batch.prefix

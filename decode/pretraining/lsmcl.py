@@ -28,6 +28,7 @@ from ...store import fields as f
 from ..data.batch import TokenBatch, TokenShape
 from ..decoders import Decoder, build_decoder
 from ..device import Compute
+from ..rows import drawing_for
 from ..runs.checkpoints import Checkpoint, load_model
 from ..training.learner import DivergedError, step_seed
 from ..training.optim import (
@@ -37,16 +38,27 @@ from ..training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
+from ..training.ranks import Ranks
 from .clip_pairs import PairBatch
 from .config import PretrainConfig
 from .contrast import KeyQueue, info_nce, mask_tokens
 
 
 class Lsmcl:
-    """An encoder in pretraining. `epoch` and `steps` count what is finished."""
+    """An encoder in pretraining. `epoch` and `steps` count what is finished.
+
+    ranks: the processes that learn together, each from its part of every batch; all queries meet
+    the keys of all of them.
+    """
 
     def __init__(
-        self, config: PretrainConfig, *, shape: TokenShape, steps_per_epoch: int, compute: Compute
+        self,
+        config: PretrainConfig,
+        *,
+        shape: TokenShape,
+        steps_per_epoch: int,
+        compute: Compute,
+        ranks: Ranks | None = None,
     ) -> None:
         torch.manual_seed(step_seed(config.seed, -1))  # the initial weights
         self.query: Decoder = build_decoder(
@@ -65,6 +77,7 @@ class Lsmcl:
         self.steps = 0
         self._config = config
         self._compute = compute
+        self._ranks = ranks
         self._losses: list[Tensor] = []  # of this epoch, on the device
 
     @property
@@ -78,8 +91,11 @@ class Lsmcl:
         torch.manual_seed(step_seed(self._config.seed, self.steps))
         set_learning_rate(self.optimizer, self.rate.scale(self.steps))
         self.optimizer.zero_grad(set_to_none=True)
-        loss, keys = self._contrast(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with drawing_for(batch.part):
+            loss, keys = self._contrast(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+        if self._ranks is not None:
+            loss = self._ranks.sum_gradients(self.query.parameters(), loss)
         if self._config.optimizer.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.query.parameters(), self._config.optimizer.grad_clip)
         self.optimizer.step()
@@ -93,6 +109,8 @@ class Lsmcl:
         """The loss, and the keys of long and short clips (2B, d)."""
         with torch.no_grad():
             k_long, k_short = (self._embed(self.key, x) for x in (batch.long, batch.short))  # B d
+        if self._ranks is not None and batch.part is not None:
+            k_long, k_short = (self._ranks.whole_batch(k, batch.part) for k in (k_long, k_short))
         q_long, q_short = (self._embed(self.query, x) for x in (batch.long, batch.short))  # B d
         roles = [
             info_nce(
@@ -101,10 +119,14 @@ class Lsmcl:
                 videos=batch.videos,
                 queue=self.queue,
                 temperature=self._config.temperature,
+                first=0 if batch.part is None else batch.part.first,
             )
             for q, k in ((q_long, k_short), (q_short, k_long))
         ]
-        return (roles[0] + roles[1]) / 2, torch.cat([k_long, k_short])
+        loss = (roles[0] + roles[1]) / 2
+        if batch.part is not None:
+            loss = loss * batch.part.weight
+        return loss, torch.cat([k_long, k_short])
 
     def _embed(self, encoder: Decoder, clips: TokenBatch) -> Tensor:
         """Unit vectors of newly masked clips: float32 (B, d)."""

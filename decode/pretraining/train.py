@@ -9,6 +9,7 @@ and thread count, ends with the very same weights.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -22,13 +23,16 @@ from ...store.errors import UsageError
 from ...store.spec import require_same
 from ..config import DecoderConfig
 from ..data.plan import WindowPlan
-from ..decoders import build_decoder, decoder_options
+from ..decoders import Decoder, build_decoder, decoder_options
 from ..device import Compute
+from ..rows import Share
 from ..runs.checkpoints import read_checkpoint, write_checkpoint
 from ..runs.run import lock_run, versions
 from ..runs.runlog import EpochMetrics
 from ..training.begin import require_own_directory
+from ..training.handing import handed_epochs, handed_out
 from ..training.progress import OnProgress, TrainProgress
+from ..training.ranks import Ranks
 from .clip_pairs import PairLoader, Video, clip_frames, videos_digest
 from .config import PretrainConfig, pretrain_differences
 from .encoder import PretrainAbout, PretrainRun, open_pretrain_run, write_pretrain_about
@@ -52,9 +56,16 @@ class PretrainResult:
 
 
 def pretrain(
-    cache: Cache, config: PretrainConfig, run: Path, *, progress: OnProgress | None = None
+    cache: Cache,
+    config: PretrainConfig,
+    run: Path,
+    *,
+    progress: OnProgress | None = None,
+    ranks: Ranks | None = None,
 ) -> PretrainResult:
     """Pretrain one encoder; everything goes into directory `run`.
+
+    ranks: the processes that do this together (`ranks.joined_ranks`); all of them call this.
 
     A directory that holds this run unfinished goes on with it; a finished one is left as it is.
     Raises UsageError for a config that the cache cannot serve and for a directory of something
@@ -69,7 +80,10 @@ def pretrain(
         decoder=DecoderConfig(name=config.decoder.name, options=options.to_json()),
         precision=compute.precision,
     )
-    videos = _videos(cache, config, min_frames=_min_frames(config, plan))
+    decoder = _trainable(config, plan)
+    if ranks is not None:
+        decoder.require_shareable()
+    videos = _videos(cache, config, min_frames=decoder.min_frames)
     about = PretrainAbout(
         pretrain=config,
         spec=cache.spec,
@@ -77,9 +91,15 @@ def pretrain(
         data_sha256=videos_digest(videos),
         versions=versions(),
     )
-    require_own_directory(run)
-    with lock_run(run):
-        directory = _begin(run, about)
+    if ranks is not None:
+        compute = replace(compute, device=ranks.agreed_device(about.to_json(), compute.device))
+    with contextlib.ExitStack() as held:
+        if ranks is None or ranks.leads:
+            require_own_directory(run)
+            held.enter_context(lock_run(run))
+            directory = _begin(run, about)
+        else:
+            directory = PretrainRun(path=run, about=about)
         loader = PairLoader(
             cache,
             videos,
@@ -91,9 +111,17 @@ def pretrain(
             workers=config.workers,
             device=compute.device,
             dtype=compute.dtype,
+            share=Share() if ranks is None else ranks.share,
         )
         with compute.own_randomness():
-            epochs = _learn(config, plan, loader, compute, directory, progress or (lambda _: None))
+            learner = Lsmcl(
+                config,
+                shape=plan.shape,
+                steps_per_epoch=loader.steps_per_epoch,
+                compute=compute,
+                ranks=ranks,
+            )
+            epochs = _learn(config, learner, loader, directory, progress or (lambda _: None), ranks)
     return PretrainResult(
         run=run,
         epochs=len(epochs),
@@ -107,28 +135,33 @@ def pretrain(
 
 def _learn(
     config: PretrainConfig,
-    plan: WindowPlan,
+    learner: Lsmcl,
     loader: PairLoader,
-    compute: Compute,
     directory: PretrainRun,
     progress: OnProgress,
+    ranks: Ranks | None,
 ) -> list[EpochMetrics]:
     """All epochs from wherever the directory is."""
-    learner = Lsmcl(
-        config, shape=plan.shape, steps_per_epoch=loader.steps_per_epoch, compute=compute
-    )
-    if directory.last.exists():
-        learner.restore(read_checkpoint(directory.last), name=str(directory.last))
-    epochs = directory.metrics.truncate(learner.epoch)
+    epochs: list[EpochMetrics] = []
+    if ranks is None or ranks.leads:
+        if directory.last.exists():
+            learner.restore(read_checkpoint(directory.last), name=str(directory.last))
+        epochs = directory.metrics.truncate(learner.epoch)
+    if ranks is not None:
+        state = handed_out(learner.checkpoint(), ranks)
+        learner.restore(state, name="the state of process 0")
+        epochs = handed_epochs(epochs, ranks)
     while learner.epoch < config.epochs:
-        for where in _epoch(learner, loader, directory):
+        for where in _epoch(learner, loader, directory, ranks):
             progress(replace(where, epochs=config.epochs))
             if where.finished is not None:
                 epochs.append(where.finished)
     return epochs
 
 
-def _epoch(learner: Lsmcl, loader: PairLoader, directory: PretrainRun) -> Iterator[TrainProgress]:
+def _epoch(
+    learner: Lsmcl, loader: PairLoader, directory: PretrainRun, ranks: Ranks | None
+) -> Iterator[TrainProgress]:
     """One epoch and its commit; says where it is as it goes."""
     began, read_before = time.monotonic(), loader.bytes_read
     number, total = learner.epoch + 1, loader.steps_per_epoch
@@ -138,6 +171,7 @@ def _epoch(learner: Lsmcl, loader: PairLoader, directory: PretrainRun) -> Iterat
         lr = learner.lr
         learner.step(batch)
     loss = learner.end_epoch()
+    num_bytes = loader.bytes_read - read_before
     metrics = EpochMetrics(
         epoch=learner.epoch,
         steps=learner.steps,
@@ -146,10 +180,11 @@ def _epoch(learner: Lsmcl, loader: PairLoader, directory: PretrainRun) -> Iterat
         val_score=None,
         val_loss=None,
         seconds=time.monotonic() - began,
-        bytes_read=loader.bytes_read - read_before,
+        bytes_read=num_bytes if ranks is None else ranks.sum_count(num_bytes),
     )
-    directory.metrics.append(metrics)
-    write_checkpoint(directory.last, learner.checkpoint())
+    if ranks is None or ranks.leads:
+        directory.metrics.append(metrics)
+        write_checkpoint(directory.last, learner.checkpoint())
     yield TrainProgress(phase="train", epoch=number, epochs=number, finished=metrics)
 
 
@@ -159,8 +194,8 @@ def _plan(cache: Cache, config: PretrainConfig) -> WindowPlan:
     return WindowPlan.of(cache.spec, tokens=config.tokens, window_seconds=seconds)
 
 
-def _min_frames(config: PretrainConfig, plan: WindowPlan) -> int:
-    """The decoder's; UsageError when it cannot be built, trained or taken over."""
+def _trainable(config: PretrainConfig, plan: WindowPlan) -> Decoder:
+    """The decoder; UsageError when it cannot be built, trained or taken over."""
     with torch.random.fork_rng([]):  # initial values are drawn, and never used
         decoder = build_decoder(
             config.decoder.name,
@@ -170,7 +205,7 @@ def _min_frames(config: PretrainConfig, plan: WindowPlan) -> int:
         )
     decoder.require_trainable()
     decoder.initialise(decoder.state_dict(), name=f"decoder {decoder.name}")
-    return decoder.min_frames
+    return decoder
 
 
 def _videos(cache: Cache, config: PretrainConfig, *, min_frames: int) -> list[Video]:

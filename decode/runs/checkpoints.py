@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from ...store.errors import CacheFormatError, Vis4merError
 from ...store.files import seal, unseal, write_atomic
-from ...store.wording import some_of
+from ...store.wording import first_line, some_of, visible
 
 _ABOUT = "vis4mer"
 
@@ -51,14 +52,18 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read an untrusted checkpoint; Vis4merError in one line when it is none of ours."""
     try:
+        if not S_ISREG(path.lstat().st_mode):  # a link may lead anywhere, a pipe waits for ever
+            raise CacheFormatError(f"{path}: a link, or no file at all, expected a plain file")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except FileNotFoundError as error:
         raise Vis4merError(f"{path}: no such checkpoint") from error
+    except CacheFormatError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise CacheFormatError(
-            f"{path}: not a safetensors file that can be read ({error})"
+            f"{path}: not a safetensors file that can be read ({visible(first_line(error))})"
         ) from error
     if _ABOUT not in metadata:
         raise CacheFormatError(f"{path}: a safetensors file, but not one that vis4mer wrote")

@@ -46,6 +46,7 @@ from ..config import TrainConfig
 from ..data.plan import WindowPlan
 from ..decoders import Decoder, build_decoder
 from ..judging.metrics import read_kind
+from .budget import Budget
 from .checkpoints import load_model, read_checkpoint
 from .results import RUN_FORMAT, TrainResult, Weights
 from .runlog import EpochMetrics, MetricsLog
@@ -208,12 +209,18 @@ class Run:
             if self.about.imported is not None:
                 remedy = "an import brings last.safetensors alone; run `vis4mer import-weights`"
             raise Vis4merError(f"{self.path} has no {path.name}; {remedy}")
+        weights = read_checkpoint(path).part("model.")
+        config = self.path / "config.json"
+        budget = Budget(
+            sum(tensor.numel() for tensor in weights.values()),
+            otherwise=f"{config}: asks for a decoder far larger than the weights in {path.name}",
+        )
         try:
-            with torch.random.fork_rng([]):  # initial values are drawn, and then replaced
+            with torch.random.fork_rng([]), budget:  # initial values are drawn, and then replaced
                 model = self.about.build_decoder()
         except UsageError as error:
-            raise CacheFormatError(f"{self.path / 'config.json'}: {error}") from error
-        load_model(model, read_checkpoint(path).part("model."), name=str(path))
+            raise CacheFormatError(f"{config}: {error}") from error
+        load_model(model, weights, name=str(path))
         return model.eval()
 
     def _weights(self, which: Which) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...store import fields as f
 from ...store.errors import CacheFormatError
-from ...store.files import canonical_json, parse_json, storage_errors, write_atomic
+from ...store.files import canonical_json, parse_json, read_json_bytes, storage_errors, write_atomic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +62,11 @@ class MetricsLog:
 
     def read(self) -> list[EpochMetrics]:
         """All whole lines."""
-        if not self.path.exists():
+        try:
+            data = read_json_bytes(self.path)
+        except FileNotFoundError:
             return []
-        lines = self.path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+        lines = data.split(b"\n")[:-1]  # what follows the last newline is torn
         epochs = []
         for number, line in enumerate(lines, start=1):
             name = f"{self.path} line {number}"

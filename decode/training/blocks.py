@@ -58,7 +58,8 @@ def _require_memory(num_bytes: int, num_runs: int, blocks: int, *, share_bytes: 
         raise UsageError(
             f"blocks is {blocks} (a run keeps those that it was begun with), but these {num_runs} "
             f"runs need {needed} to share their reads in {share_bytes / 1e9:g} GB; train them in "
-            f"another --run, or let train-decoder have the memory: --share-memory {enough:g}"
+            f"another --run (`train-decoder`, and not a sweep, can be given more memory instead: "
+            f"--share-memory {enough:g})"
         )
 
 

@@ -18,7 +18,7 @@ from ...store.tasks import SPLITS, Split, TaskTable
 from ..config import DecoderConfig, TrainConfig
 from ..data.hold_out import hold_out
 from ..data.plan import SplitSamples, WindowPlan, data_digest, split_samples, typical_window_seconds
-from ..decoders import build_decoder, decoder_options
+from ..decoders import Decoder, build_decoder, decoder_options
 from ..device import Compute
 from ..judging.walk import require_walks
 from ..pretraining.encoder import PretrainedEncoder
@@ -62,10 +62,17 @@ class Job:
         return replace(self, config=replace(self.config, blocks=blocks))
 
 
-def prepare_job(cache: Cache, config: TrainConfig, *, init: PretrainedEncoder | None = None) -> Job:
+def prepare_job(
+    cache: Cache,
+    config: TrainConfig,
+    *,
+    init: PretrainedEncoder | None = None,
+    split: bool = False,
+) -> Job:
     """UsageError or Vis4merError, before anything is written, for what the cache cannot serve.
 
     init: of an explicit request; a config that names an encoder goes on without, once begun.
+    split: whether several processes are to learn from each batch.
     """
     if init is not None:
         init.require_tokens_of(cache.spec)
@@ -86,7 +93,10 @@ def prepare_job(cache: Cache, config: TrainConfig, *, init: PretrainedEncoder | 
         precision=compute.precision,
         init=config.init if init is None else init.sha256,
     )
-    min_frames = plan.shortest_extent(_min_frames(resolved, plan, table, init))
+    decoder = _trainable(resolved, plan, table, init)
+    if split:
+        decoder.require_shareable()
+    min_frames = plan.shortest_extent(decoder.min_frames)
     splits = {split: split_samples(cache, table, split, min_frames=min_frames) for split in SPLITS}
     notes = run_notes(cache, table, splits, resolved)
     train = splits["train"].samples
@@ -103,10 +113,10 @@ def prepare_job(cache: Cache, config: TrainConfig, *, init: PretrainedEncoder | 
     )
 
 
-def _min_frames(
+def _trainable(
     config: TrainConfig, plan: WindowPlan, table: TaskTable, init: PretrainedEncoder | None
-) -> int:
-    """The decoder's; an error when it cannot be built or trained, or cannot begin with `init`."""
+) -> Decoder:
+    """The decoder; an error when it cannot be built or trained, or cannot begin with `init`."""
     with torch.random.fork_rng([]):  # initial values are drawn, and never used
         decoder = build_decoder(
             config.decoder.name,
@@ -119,7 +129,7 @@ def _min_frames(
         decoder.start_memory()
     if init is not None:
         decoder.initialise(init.tensors, name=init.name)
-    return decoder.min_frames
+    return decoder
 
 
 def _require_windows_in_order(config: TrainConfig, plan: WindowPlan) -> None:

@@ -25,6 +25,7 @@ from ..data.loader import LabelledBatch
 from ..decoders import Decoder, build_decoder
 from ..device import Compute
 from ..judging.metrics import EvaluationResult
+from ..rows import drawing_for
 from ..runs.checkpoints import Checkpoint, load_model
 from .optim import (
     LearningRate,
@@ -33,6 +34,7 @@ from .optim import (
     optimizer_tensors,
     set_learning_rate,
 )
+from .ranks import Ranks
 
 CHECK_STEPS = 50  # steps between looks at the losses; each look waits for the device
 
@@ -52,7 +54,11 @@ class Best:
 
 
 class Learner:
-    """A decoder in training. `epoch` and `steps` count what is finished."""
+    """A decoder in training. `epoch` and `steps` count what is finished.
+
+    ranks: the processes that learn together; each is given its part of every batch, and all become
+    what one would with whole batches, up to the rounding of sums.
+    """
 
     def __init__(
         self,
@@ -63,6 +69,7 @@ class Learner:
         num_outputs: int,
         steps_per_epoch: float,
         compute: Compute,
+        ranks: Ranks | None = None,
     ) -> None:
         torch.manual_seed(step_seed(config.seed, -1))  # the initial weights
         self.model: Decoder = build_decoder(
@@ -80,6 +87,7 @@ class Learner:
         self._config = config
         self._kind = kind
         self._compute = compute
+        self._ranks = ranks
         self._losses: list[float] = []  # of this epoch, those known to be finite
         self._unchecked: list[Tensor] = []  # those after them, still on the device
         self._sizes: list[int] = []
@@ -96,16 +104,13 @@ class Learner:
         torch.manual_seed(step_seed(self._config.seed, self.steps))
         set_learning_rate(self.optimizer, self.rate.scale(self.steps))
         self.optimizer.zero_grad(set_to_none=True)
-        with self._compute.autocast():
-            outputs = self._outputs(batch)  # B n_out
-        loss = training_loss(outputs, batch.labels, self._kind)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._backward(batch)
         if self._config.optimizer.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optimizer.grad_clip)
         self.optimizer.step()
         self.model.after_step()
-        self._unchecked.append(loss.detach())
-        self._sizes.append(len(batch.labels))
+        self._unchecked.append(loss)
+        self._sizes.append(len(batch.labels) if batch.part is None else batch.part.total)
         self.steps += 1
         if len(self._unchecked) == CHECK_STEPS:
             self._check_losses()
@@ -173,6 +178,19 @@ class Learner:
         self.best = best_of(checkpoint, name=name)
 
     # ---------------------------------------------------------------------------------------------
+
+    def _backward(self, batch: LabelledBatch) -> Tensor:
+        """Gradients of the mean loss over a whole batch, whoever has its rows, and that loss ()."""
+        with drawing_for(batch.part):
+            with self._compute.autocast():
+                outputs = self._outputs(batch)  # B n_out
+            loss = training_loss(outputs, batch.labels, self._kind)
+            if batch.part is not None:
+                loss = loss * batch.part.weight
+            loss.backward()  # type: ignore[no-untyped-call]
+        if self._ranks is not None:
+            return self._ranks.sum_gradients(self.model.parameters(), loss)
+        return loss.detach()
 
     def _outputs(self, batch: LabelledBatch) -> Tensor:
         """Of every row of a batch; in lanes, after what the windows before it have left behind.

@@ -85,3 +85,8 @@ def _split_notes(splits: Mapping[Split, SplitSamples], config: TrainConfig) -> I
         yield "there is no validation split, so the last epoch is selected"
     if not splits["test"].samples:
         yield "there is no test split to judge"
+    if config.lanes and config.shuffle_frames:
+        yield (
+            "shuffle_frames with lanes: the windows themselves still come in order, so this is no "
+            "control of what the memory carries from one to the next; that is a run without lanes"
+        )

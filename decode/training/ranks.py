@@ -1,6 +1,6 @@
 """Several processes that train one run: who is here, and how they sum, wait and fail together.
 
-    torchrun --nproc-per-node 4 -m vis4mer train-decoder …
+    torchrun --nproc-per-node 4 -m -- vis4mer train-decoder …
 
 Everything of torch.distributed is in this file. There are two groups: gloo on the host, for what
 processes tell each other, and for gradients NCCL where each has a GPU of its own, else gloo too.
@@ -17,10 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import os
+import platform
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +33,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...store.errors import UsageError, Vis4merError
-from ..rows import Share
+from ...store.files import canonical_json
+from ..rows import Rows, Share
 
 _FOREVER = datetime.timedelta(days=365)
 _MOST_TEXT = 4000  # characters of an error that are told
@@ -71,8 +76,8 @@ class Place:
             local_count = int(found["LOCAL_WORLD_SIZE"] or count)
         except ValueError as error:
             raise UsageError(
-                f"RANK, WORLD_SIZE or LOCAL_RANK in the environment is no number ({error}); expected"
-                " what torchrun sets"
+                f"RANK, WORLD_SIZE or LOCAL_RANK in the environment is no number ({error}); "
+                "expected what torchrun sets"
             ) from error
         return cls(index=index, count=count, local_index=local_index, local_count=local_count)
 
@@ -131,6 +136,17 @@ class Ranks:
 
     # Devices -------------------------------------------------------------------------------------
 
+    def agreed_device(self, about: Any, device: torch.device) -> torch.device:
+        """As `use`; UsageError unless all processes are about the same, which is JSON."""
+        digest = hashlib.sha256(canonical_json(about)).hexdigest()
+        for number, other in enumerate(told := self.texts(digest)):
+            if other != told[0]:
+                raise UsageError(
+                    f"the config, cache or versions of process {number} differ from those of "
+                    "process 0; begin all of them with the same command, cache and installation"
+                )
+        return self.use(device)
+
     def use(self, device: torch.device) -> torch.device:
         """The device of this process, where `device` is asked of all: `cuda` is a GPU for each.
 
@@ -147,7 +163,7 @@ class Ranks:
                 )
             device = torch.device("cuda", index)
             torch.cuda.set_device(device)
-        devices = self.texts(f"{os.uname().nodename} {device}")
+        devices = self.texts(f"{platform.node()} {device}")
         kinds = {text.rpartition(" ")[2].partition(":")[0] for text in devices}
         if len(kinds) > 1:
             raise UsageError(
@@ -198,6 +214,14 @@ class Ranks:
         _reduced(summed)
         return int(summed)
 
+    def whole_batch(self, own: Tensor, rows: Rows) -> Tensor:
+        """The rows of all processes in order: (total, …) of one's own (count, …); no gradient."""
+        self._meet()
+        whole = own.new_zeros(rows.total, *own.shape[1:])
+        whole[rows.first : rows.first + rows.own] = own[: rows.own].detach()
+        _reduced(whole, group=self._gradients)  # a sum with zeros is exact
+        return whole
+
     # Words ---------------------------------------------------------------------------------------
 
     def texts(self, text: str) -> list[str]:
@@ -205,19 +229,13 @@ class Ranks:
         self._meet()
         return self._texts(text)
 
-    def require_same(self, text: str, *, what: str) -> None:
-        """UsageError unless all processes say the same."""
-        told = self.texts(text)
-        for number, other in enumerate(told):
-            if other != told[0]:
-                raise UsageError(
-                    f"{what} of process {number} differs from that of process 0; expected the same "
-                    "command, cache and version everywhere"
-                )
-
     def text_of_first(self, make: Callable[[], str]) -> str:
         """What `make` returns in the first process, which alone calls it."""
         return self.bytes_of_first(lambda: make().encode()).decode()
+
+    def number_of_first(self, make: Callable[[], int]) -> int:
+        """What `make` returns in the first process, which alone calls it."""
+        return int(self.text_of_first(lambda: str(make())))
 
     def bytes_of_first(self, make: Callable[[], bytes]) -> bytes:
         """What `make` returns in the first process, which alone calls it."""
@@ -250,7 +268,7 @@ class Ranks:
     def _meet(self, value: int = 0) -> bool:
         """Wait for all; whether they bring the same value. OtherRankError where one has failed."""
         word = torch.tensor([0, value, -value], dtype=torch.int64)
-        _reduced(word, dist.ReduceOp.MAX)
+        _reduced(word, largest=True)
         failed, largest, negated = word.tolist()
         if failed:
             self._raise_failure(self._texts(""))
@@ -259,7 +277,7 @@ class Ranks:
     def _tell_failure(self, error: Exception) -> None:
         """In place of the meeting that the others come to."""
         word = torch.tensor([1, 0, 0], dtype=torch.int64)
-        _reduced(word, dist.ReduceOp.MAX)
+        _reduced(word, largest=True)
         code = getattr(error, "exit_code", 1)
         name = "" if isinstance(error, Vis4merError) else f"{type(error).__name__}: "
         self._texts(f"{code} {name}{error}"[:_MOST_TEXT])
@@ -284,7 +302,7 @@ class Ranks:
         if len(content):
             _reduced(content)
         whole = content.numpy().tobytes()
-        return [whole[a:b].decode() for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        return [whole[a:b].decode() for a, b in pairwise(starts)]
 
     def _sum_flat(self, tensors: list[Tensor]) -> None:
         """Sum tensors of one type in place, all in one go."""
@@ -297,11 +315,10 @@ class Ranks:
 
 
 def _reduced(
-    tensor: Tensor,
-    op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
-    *,
-    group: dist.ProcessGroup | None = None,
+    tensor: Tensor, *, largest: bool = False, group: dist.ProcessGroup | None = None
 ) -> None:
+    """The sum over all processes, or the largest, in place."""
+    op = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
     with _lost_is_an_error():
         dist.all_reduce(tensor, op, group=group)
 
@@ -318,7 +335,8 @@ def _lost_is_an_error() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())
         raise LostRankError(
-            f"a process of this training has ended or cannot be reached ({error}); begin all of "
-            "them again: the same command goes on after the last finished epoch"
+            f"a process of this training has ended or cannot be reached ({said:.150}); begin all "
+            "of them again: the same command goes on after the last finished epoch"
         ) from error

@@ -1,12 +1,13 @@
 """One pass over the cache: runs that train side by side, epoch by epoch, and are judged together.
 
     while runs are behind      the fewest epochs first: a pass that was interrupted catches up
-        train                  the batches of all of them, from shared reads
+        train                  the batches of all of them, from shared reads; lanes run after run
         validate               each on its own videos, every timeline read once for a token view
         commit                 each into its own directory
     judge                      both checkpoints of each, every timeline read once for a token view
 
-They share the reads and nothing else; a run by itself is a pass of one, whose reads are streamed.
+They share the reads and nothing else (with lanes those of the judging alone); a run by itself is a
+pass of one, whose reads are streamed.
 Runs of several token views train on the same reads, and are judged view after view: a timeline that
 served views at once would hold windows of all of them on the device.
 """
@@ -33,8 +34,11 @@ from ..runs.run import Run
 from ..runs.runlog import EpochMetrics
 from .begin import begin_run
 from .clock import StepClock
+from .handing import handed_result
 from .job import Job
 from .progress import OnProgress, Phase, TrainProgress
+from .ranks import Ranks
+from .split_judging import judge_split
 from .trainee import Checkpointed, FinalJudgement, Trainee, restore_best
 
 
@@ -73,14 +77,28 @@ class _Said:
 
 
 class Pass:
-    """Runs that train side by side. `_trainees` are those that are not finished yet."""
+    """Runs that train side by side. `_trainees` are those that are not finished yet.
+
+    ranks: the processes that all do this together. The first alone touches the directories.
+    """
 
     def __init__(
-        self, cache: Cache, jobs: Sequence[Job], folders: Sequence[Path], progress: OnProgress
+        self,
+        cache: Cache,
+        jobs: Sequence[Job],
+        folders: Sequence[Path],
+        progress: OnProgress,
+        *,
+        ranks: Ranks | None = None,
     ) -> None:
         self._cache = cache
         self._jobs = jobs
-        self._directories = _begin(jobs, folders)
+        self._ranks = ranks
+        if ranks is None or ranks.leads:
+            self._directories = _begin(jobs, folders)
+        else:
+            pairs = zip(jobs, folders, strict=True)
+            self._directories = [Run(path=folder, about=job.about) for job, folder in pairs]
         self._progress = progress
         self._trainees: list[Trainee] = []
         self._results: dict[Path, TrainResult] = {}
@@ -89,15 +107,17 @@ class Pass:
         """Epochs from wherever the directories are, then the final evaluation."""
         compute = self._jobs[0].compute
         for directory in self._directories:
-            if (finished := directory.results()) is not None:
-                restore_best(directory)
+            finished = handed_result(directory.results, self._ranks, run=directory.path)
+            if finished is not None:
+                if self._ranks is None or self._ranks.leads:
+                    restore_best(directory)
                 note = f"{directory.path} is finished; nothing was done"
                 self._tell("evaluate", self._jobs[0].config.epochs, note=note)
                 self._results[directory.path] = finished
         with compute.own_randomness():
             for job, directory in zip(self._jobs, self._directories, strict=True):
                 if directory.path not in self._results:
-                    self._join(Trainee(self._cache, job, directory))
+                    self._join(Trainee(self._cache, job, directory, ranks=self._ranks))
             while behind := self._behind():
                 self._epoch(behind)
             self._finish()
@@ -159,9 +179,11 @@ class Pass:
 
         With lanes several are streamed too, one after another: each meets whole videos in an order
         of its own, so that there is no part of them which all could use before the next is read.
+        And in several processes, each of which has a part of every batch: of these parts no two
+        runs have much in common.
         """
         job = trainees[0].job
-        if len(trainees) == 1 or job.config.lanes:
+        if len(trainees) == 1 or job.config.lanes or self._ranks is not None:
             return _streamed(trainees, epoch)
         return iter(
             SharedEpoch(
@@ -199,10 +221,17 @@ class Pass:
             for trainee, judgement in self._judge_final(split, weights):
                 judgements[trainee].append(judgement)
         for trainee, checkpoints in weights.items():
-            note = partial(self._note, trainee)
-            result = trainee.finish(checkpoints, judgements[trainee], on_note=note)
-            if result is not None:
-                self._results[trainee.directory.path] = result
+            if not trainee.accept(judgements[trainee]):
+                continue
+            finish = partial(
+                trainee.finish,
+                checkpoints,
+                judgements[trainee],
+                on_note=partial(self._note, trainee),
+            )
+            path = trainee.directory.path
+            if (result := handed_result(finish, self._ranks, run=path)) is not None:
+                self._results[path] = result
 
     def _judge_final(
         self, split: Split, weights: Mapping[Trainee, Mapping[Weights, Checkpointed]]
@@ -227,21 +256,25 @@ class Pass:
         found: dict[Trainee, _Said] = {}
         for plan, trainees in views.items():
             began = time.monotonic()
-            verdicts = self._judge_view(plan, [asked[t] for t in trainees], phase, epoch)
+            verdicts = self._judge_view(plan, {t: asked[t] for t in trainees}, phase, epoch)
             seconds = (time.monotonic() - began) / len(trainees)
             for trainee, said in zip(trainees, verdicts, strict=True):
                 found[trainee] = _Said(verdicts=said, seconds=seconds)
         return found
 
     def _judge_view(
-        self, plan: WindowPlan, candidates: Sequence[Candidate], phase: Phase, epoch: int
+        self, plan: WindowPlan, asked: Mapping[Trainee, Candidate], phase: Phase, epoch: int
     ) -> list[tuple[Verdict, ...]]:
         job = self._jobs[0]
         stride = job.config.final_stride_seconds
         if phase == "validate":
             stride = job.config.validation_stride_seconds
-        return judge_all(
-            candidates,
+        judge = judge_all
+        if self._ranks is not None:
+            num_outputs = [trainee.job.table.num_outputs for trainee in asked]
+            judge = partial(judge_split, ranks=self._ranks, num_outputs=num_outputs)
+        return judge(
+            list(asked.values()),
             self._cache,
             plan,
             job.compute,

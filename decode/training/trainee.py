@@ -21,14 +21,17 @@ from ..judging.evaluate import result_of
 from ..judging.horizon import kernel_horizon_seconds
 from ..judging.judge import Candidate, Judged, NotFiniteError, Verdict
 from ..judging.metrics import EvaluationResult, window_outputs
+from ..rows import Share
 from ..runs.checkpoints import load_model, read_checkpoint, write_checkpoint
 from ..runs.results import BestTestEpoch, JudgedWeights, TrainResult, Weights
 from ..runs.run import Run, write_results
 from ..runs.runlog import EpochMetrics
 from ..runs.timelines import VideoTimeline, write_timelines
 from .curves import draw_curve
+from .handing import handed_out
 from .job import Job
 from .learner import Best, DivergedError, Learner, best_of, weights_only
+from .ranks import Ranks
 
 OnNote = Callable[[str], None]
 
@@ -53,7 +56,9 @@ class FinalJudgement:
 class Trainee:
     """A run that goes on from wherever its directory is."""
 
-    def __init__(self, cache: Cache, job: Job, directory: Run) -> None:
+    def __init__(
+        self, cache: Cache, job: Job, directory: Run, *, ranks: Ranks | None = None
+    ) -> None:
         config, compute = job.config, job.compute
         self.job = job
         self.directory = directory
@@ -72,6 +77,7 @@ class Trainee:
             blocks=config.blocks or 1,
             shuffle_frames=config.shuffle_frames,
             lanes=config.lanes,
+            share=Share() if ranks is None else ranks.share,
         )
         num_steps = sum(map(self.loader.num_steps, range(config.epochs)))
         self.learner = Learner(
@@ -81,11 +87,23 @@ class Trainee:
             num_outputs=job.table.num_outputs,
             steps_per_epoch=num_steps / config.epochs,
             compute=compute,
+            ranks=ranks,
         )
         self._cache = cache
+        self._ranks = ranks
         self._lr = self._train_loss = 0.0
         self._bytes_before = 0
-        self._restore()
+        if self._writes:
+            self._restore()
+        if ranks is not None:
+            self.learner.restore(
+                handed_out(self.learner.checkpoint(), ranks), name="the state of process 0"
+            )
+
+    @property
+    def _writes(self) -> bool:
+        """Whether the directory is this process's to read and to write."""
+        return self._ranks is None or self._ranks.leads
 
     @property
     def finished(self) -> bool:
@@ -136,9 +154,10 @@ class Trainee:
             seconds=seconds,
             bytes_read=self._bytes_since() + sum(r.bytes_read for r in judged.values()),
         )
-        self.directory.metrics.append(metrics)
-        write_checkpoint(self.directory.last, self.learner.checkpoint())
-        _export_best(self.learner.best, self.directory, epoch=self.learner.epoch)
+        if self._writes:
+            self.directory.metrics.append(metrics)
+            write_checkpoint(self.directory.last, self.learner.checkpoint())
+            _export_best(self.learner.best, self.directory, epoch=self.learner.epoch)
         return metrics
 
     def _end_steps(self) -> None:
@@ -151,10 +170,10 @@ class Trainee:
             self.error = error
 
     def _bytes_since(self) -> int:
-        """Read for training since the last call."""
+        """Read for training since the last call, by all processes."""
         read = self.loader.bytes_read - self._bytes_before
         self._bytes_before = self.loader.bytes_read
-        return read
+        return read if self._ranks is None else self._ranks.sum_count(read)
 
     def _restore(self) -> None:
         """Take up the last checkpoint where there is one; bring the other files in line with it."""
@@ -197,20 +216,23 @@ class Trainee:
         models = {id(one.model): one.model for one in weights.values()}
         return self._candidate(split, list(models.values()))
 
+    def accept(self, judgements: list[FinalJudgement]) -> bool:
+        """Whether all outputs are finite; otherwise the run has diverged."""
+        for judgement in judgements:
+            for verdict in judgement.verdicts.values():
+                if isinstance(verdict, NotFiniteError):
+                    self.error = verdict
+                    return False
+        return True
+
     def finish(
         self,
         weights: Mapping[Weights, Checkpointed],
         judgements: list[FinalJudgement],
         *,
         on_note: OnNote,
-    ) -> TrainResult | None:
-        """Write the results, from all splits that were judged; None where an output is not
-        finite."""
-        for judgement in judgements:
-            for verdict in judgement.verdicts.values():
-                if isinstance(verdict, NotFiniteError):
-                    self.error = verdict
-                    return None
+    ) -> TrainResult:
+        """Write the results, from all splits that were judged and accepted."""
         selected = self.job.about.selects
         results = self._results(judgements)
         by_weights = {
