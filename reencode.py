@@ -353,10 +353,14 @@ def compare_entries(stored: Cache, new: Cache, entry_id: str) -> ReencodedVideo:
 def _relative_distance(
     stored: np.ndarray[Any, np.dtype[np.float32]], new: np.ndarray[Any, np.dtype[np.float32]]
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """|new - stored| / |stored| of each frame: (t, S, D) twice to (t,). Zeros are far from all."""
-    size = np.sqrt(np.square(stored, dtype=np.float64).sum(axis=(1, 2)))
-    distance = np.sqrt(np.square(new - stored, dtype=np.float64).sum(axis=(1, 2)))
-    return np.where(distance == 0, 0.0, distance / np.maximum(size, np.finfo(np.float64).tiny))
+    """|new - stored| / |stored| of each frame: (t, S, D) twice to (t,). Zeros are far from all, and
+    what is no number is as far as can be (and no infinity, which JSON has not)."""
+    farthest = float(np.finfo(np.float64).max)
+    with np.errstate(invalid="ignore", over="ignore"):
+        size = np.sqrt(np.square(stored, dtype=np.float64).sum(axis=(1, 2)))
+        distance = np.sqrt(np.square(new - stored, dtype=np.float64).sum(axis=(1, 2)))
+        relative = distance / np.maximum(size, np.finfo(np.float64).tiny)
+    return np.where(distance == 0, 0.0, np.nan_to_num(relative, nan=farthest, posinf=farthest))
 
 
 def _blocks(spec: CacheSpec, array: str, num_frames: int) -> Iterator[range]:

@@ -1,4 +1,4 @@
-"""Push and pull of a cache over an S3 server on this machine, beside a plain copy of the same files.
+"""Push and pull of a cache over an S3 server on this machine, beside a plain copy of its files.
 
     python benchmarks/transfer.py [--videos 100] [--megabytes 20] [--rounds 3] [--packed]
                                   [--folder DIR] [--server swift|moto] [--json]

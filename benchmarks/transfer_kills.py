@@ -99,7 +99,7 @@ def make_source(path: Path) -> Truth:
 
 def table(label: int) -> TaskTable:
     rows = tuple(
-        TaskRow(id=f"v{k}", split=("train", "test")[k % 2], label=label)  # type: ignore[arg-type]
+        TaskRow(id=f"v{k}", split=("train", "test")[k % 2], label=label)
         for k in range(len(LENGTHS))
     )
     return TaskTable(
@@ -170,6 +170,8 @@ NATIVE = ("patch", "prefix")
 def works_on(source: Path, truth: Truth) -> dict[str, Work]:
     """Every work by its name."""
 
+    pooled = source.with_name("pooled")
+
     def copy(folder: Path, _: int) -> None:
         shutil.copytree(source, folder / "c")
 
@@ -216,6 +218,19 @@ def works_on(source: Path, truth: Truth) -> dict[str, Work]:
 
     def pull(folder: Path, turn: int) -> None:
         assert pull_cache(place(folder, turn), folder / "c", jobs=4).exit_code == 0
+
+    def push_more(folder: Path, turn: int) -> None:
+        done = push_cache(pooled, place(folder, turn), pack_bytes=pack_bytes(turn), jobs=4)
+        assert done.exit_code == 0, done
+
+    def pushed_more(folder: Path, turn: int) -> list[str]:
+        wrong = pull_there(folder, turn, "c", may_lack=False)
+        return wrong + is_whole(folder / "c", truth, (*NATIVE, "grid4"))
+
+    def prepare_pull_more(folder: Path, turn: int) -> None:
+        prepare_pull(folder, turn)
+        assert run_child(lambda: pull(folder, turn)) == 0
+        assert run_child(lambda: push_more(folder, turn)) == 0
 
     def prepare_merge(folder: Path, _: int) -> None:
         for name, ids in (("a", range(0, 6)), ("b", range(4, len(LENGTHS)))):
@@ -286,6 +301,8 @@ def works_on(source: Path, truth: Truth) -> dict[str, Work]:
     return {
         "push": Work(empty, push, pushed_values, pushed_all),
         "pull": Work(prepare_pull, pull, readable, whole(*NATIVE)),
+        "push-more": Work(prepare_pull, push_more, pushed_values, pushed_more),
+        "pull-more": Work(prepare_pull_more, pull, readable, whole(*NATIVE, "grid4")),
         "merge": Work(prepare_merge, merge, readable, whole(*NATIVE)),
         "pack": Work(copy, pack, readable, whole(*NATIVE)),
         "unpack": Work(prepare_unpack, unpack, readable, whole(*NATIVE)),
@@ -408,7 +425,9 @@ def s3_server() -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Kills of works on caches.")
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--works", default="push,pull,merge,pack,unpack,pool,repair,gc,label")
+    parser.add_argument(
+        "--works", default="push,push-more,pull,pull-more,merge,pack,unpack,pool,repair,gc,label"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

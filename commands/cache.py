@@ -59,7 +59,10 @@ def cache_gc(
     grace_hours: Annotated[
         float, typer.Option(min=0, help="Keep what changed within this many hours.")
     ] = 24.0,
-    dry_run: Annotated[bool, typer.Option(help="Only say what would be removed.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(help="Only say what would be removed, by the clock of this machine."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Remove what killed processes left behind; never anything that a record refers to.
@@ -78,18 +81,17 @@ def cache_rm(
     cache: CachePath,
     ids: Annotated[list[str], typer.Argument(metavar="ID…", help="Videos to remove.")],
 ) -> None:
-    """Remove videos from a cache; their bytes go with the next `vis4mer cache gc`.
+    """Remove videos from a cache; whoever reads them now has a day to finish.
 
     Example: vis4mer cache rm lvu.zarr broken.mp4
     """
     from ..store.cache import open_cache
+    from ..store.replacement import remove_entries
 
-    opened = open_cache(cache)
-    for record in [opened.record(entry_id) for entry_id in ids]:
-        opened.remove(record.id)
-    opened.write_catalog()
+    num_removed = remove_entries(open_cache(cache), ids)
     console.print_line(
-        f"removed {counted(len(ids), 'video')}; `vis4mer cache gc {cache}` frees their space"
+        f"removed {counted(num_removed, 'video')}; `vis4mer cache gc {cache}` frees their space "
+        "from tomorrow on, and `vis4mer cache pack` before it what lies in packs with others"
     )
 
 

@@ -61,8 +61,17 @@ def cache_verify(
     from ..store.cache import open_cache
     from ..store.verify import verify_cache
 
-    if videos and reencode is None:
-        raise UsageError("--videos is for --reencode N; leave it out, or add that")
+    given = {
+        "--videos": bool(videos),
+        "--tolerance": tolerance is not None,
+        "--seed": seed != 0,
+        "--backbone": backbone is not None,
+        "--weights": weights is not None,
+        "--device": device != "auto",
+    }
+    unused = [option for option, is_given in given.items() if is_given and reencode is None]
+    if unused:
+        raise UsageError(f"{', '.join(unused)}: only for --reencode N; leave it out, or add that")
     opened = open_cache(cache)
     with console.Progress() as show:
         report = verify_cache(
@@ -85,7 +94,8 @@ def cache_verify(
                 seed=seed,
                 on_phase=show,
             )
-    render.print_verification(report, again, as_json=as_json)
+    skipped = reencode is not None and again is None
+    render.print_verification(report, again, skipped=skipped, as_json=as_json)
     if not report.ok or not (again is None or again.ok):
         raise typer.Exit(1)
 
@@ -134,7 +144,7 @@ def cache_repair(
     opened = open_cache(cache)
     if videos:
         require_again(opened, videos=videos, backbone=backbone, weights=weights)
-    with console.Progress() as show, stop_on_sigterm() as stop:
+    with console.Progress() as show:  # a repair that is killed has lost nothing
         report = repair_cache(
             opened,
             mirrors=[open_cache(path) for path in mirror or ()],
@@ -145,16 +155,17 @@ def cache_repair(
         again = None
         if videos and lost and not dry_run:
             opened.refresh()
-            again = extract_again(
-                opened,
-                lost,
-                videos=videos,
-                backbone=backbone,
-                weights=weights,
-                device=device,
-                stop=stop,
-                on_phase=show,
-            )
+            with stop_on_sigterm() as stop:
+                again = extract_again(
+                    opened,
+                    lost,
+                    videos=videos,
+                    backbone=backbone,
+                    weights=weights,
+                    device=device,
+                    stop=stop,
+                    on_phase=show,
+                )
     render.print_repair(report, again, as_json=as_json)
     made_again = again is not None and not again.undone and len(lost) == len(report.dropped)
     left = any(step.deed == "left" for step in report.steps)
@@ -199,7 +210,8 @@ def cache_merge(
 ) -> None:
     """Bring caches of the same settings together. The same command again continues.
 
-    Sources are only read. A video that both hold with other values is shown and left.
+    Sources are only read. A video that both hold with other values is shown and left: exit code 3,
+    as for what cannot be read.
 
     Example: vis4mer cache merge all.zarr mine.zarr yours.zarr
     """

@@ -175,7 +175,7 @@ def print_packing(summary: PackSummary, *, as_json: bool) -> None:
         f"{len(summary.failures)} failed" + (f", {summary.left} left to do" if summary.left else "")
     )
     if summary.changed and not summary.freed:
-        print_line("`vis4mer cache gc` frees what they took before")
+        print_line("`vis4mer cache gc` frees what they took before, from tomorrow on")
     if summary.interrupted:
         print_line("stopped early; the same command goes on")
 
@@ -190,6 +190,11 @@ def print_garbage(report: GarbageReport, *, dry_run: bool, as_json: bool) -> Non
     print_line(
         f"{verb} {human_bytes(report.num_bytes)} in {counted(report.num_files, 'file')}{young}"
     )
+    if report.kept:
+        print_line(
+            f"still open somewhere, for a later run: {counted(len(report.kept), 'path')}: "
+            f"{some_of(report.kept)}"
+        )
     if report.num_claims:
         print_line(
             f"{'would remove' if dry_run else 'removed'} {counted(report.num_claims, 'claim')} of "

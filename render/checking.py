@@ -20,12 +20,12 @@ MOST_LINES = 50  # of one kind; --json has all
 
 
 def print_verification(
-    report: VerifyReport, again: ReencodeReport | None, *, as_json: bool
+    report: VerifyReport, again: ReencodeReport | None, *, skipped: bool, as_json: bool
 ) -> None:
-    """`cache verify`."""
+    """`cache verify`. skipped: videos were to be extracted again, and were not."""
     if as_json:
         extra = {} if again is None else {"reencode": again.to_json()}
-        print_json({**report.to_json(), **extra})
+        print_json({**report.to_json(), **({"reencode": None} if skipped else extra)})
         return
     for problem in report.problems:
         print_line(f"damaged: {problem.reason}")
@@ -41,6 +41,8 @@ def print_verification(
             "to mend it: `vis4mer cache repair CACHE`, with --from ANOTHER of the same values if "
             "there is one; then the same `vis4mer extract` again"
         )
+    if skipped:
+        print_line("no video was extracted again: what is damaged is to be mended first")
     if again is not None:
         _print_reencoding(again)
 

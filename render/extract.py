@@ -16,8 +16,6 @@ from ..store.wording import counted, some_of
 from ..store.workers import BEAT_SECONDS
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..extract.annotations.labelling import LabelResult, TableChange
     from ..extract.stages.progress import ExtractProgress, ExtractSummary, HeldVideos
 
@@ -93,7 +91,7 @@ def _describe_held(held: HeldVideos) -> str:
     return f"held by {name} ({counted(len(held.ids), 'video')}{silent}): {some_of(held.ids)}"
 
 
-def print_labels(cache: Path, result: LabelResult, *, as_json: bool) -> None:
+def print_labels(cache: str, result: LabelResult, *, as_json: bool) -> None:
     """`label`: the tasks, what a refresh changed, and the videos that the cache does not hold."""
     if as_json:
         tables = [_label_json(change) for change in result.tables]

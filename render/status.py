@@ -22,6 +22,12 @@ def print_status(status: CacheStatus, *, as_json: bool) -> None:
     )
     for worker in status.workers:
         print_line(_describe(worker, watched_seconds=status.watched_seconds))
+    if status.damaged_claims:
+        claims = counted(len(status.damaged_claims), "damaged claim")
+        print_line(
+            f"{claims} in claims/, of no known worker: {some_of(status.damaged_claims)}; the next "
+            "`vis4mer extract` takes the videos after ten minutes"
+        )
     if not status.workers:
         print_line("nobody is at work in it")
     elif not status.watched_seconds:

@@ -44,7 +44,7 @@ def print_transfer(summary: TransferSummary, *, as_json: bool) -> None:
         console.print_line(f"task tables: {', '.join(summary.tasks)}")
     _list("replaced, other values stood there", summary.replaced)
     _list("of the task's videos have no entry at the source", summary.lacking)
-    _list("hold none of these arrays (`vis4mer cache pool` makes gridN)", summary.without_arrays)
+    _list("lack some of these arrays (`vis4mer cache pool` makes gridN)", summary.without_arrays)
     for failure in summary.failures:
         console.print_note(f"failed: {failure.reason}")
     if summary.left:

@@ -17,9 +17,9 @@ from stat import S_ISREG
 from typing import Protocol
 
 from .catalog import Snapshot, load_snapshot
-from .errors import DamagedEntryError
+from .errors import CacheFormatError, DamagedEntryError
 from .failures import FailureRecord
-from .files import JSON, link_above, linked, read_sealed_in
+from .files import JSON, linked, read_sealed_in
 from .keys import task_path
 from .layout import crc32c
 from .records import EntryRecord, record_path
@@ -55,7 +55,7 @@ class Backing(Protocol):
         ...
 
     def failures(self) -> list[FailureRecord]:
-        """What went wrong so far, in any order."""
+        """What went wrong so far, in any order, without what cannot be read."""
         ...
 
     def prepare(self, record: EntryRecord, paths: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ class ObjectFile:
         """Raise DamagedEntryError unless the bytes have this crc32c."""
         found = 0
         for block in self.blocks():
-            found = crc32c(bytes(block), found)
+            found = crc32c(block, found)
         if found != expected:
             raise DamagedEntryError(
                 f"{self.name}: its bytes have the crc32c {found:08x}, but the record says "
@@ -165,7 +165,8 @@ class LocalBacking:
     def failures(self) -> list[FailureRecord]:
         records: list[FailureRecord] = []
         for path in (self._root / FAILURES).glob("*/*.json"):
-            with contextlib.suppress(FileNotFoundError):  # the video has just succeeded
+            # The video has just succeeded; or it is damaged, which stops nothing.
+            with contextlib.suppress(FileNotFoundError, CacheFormatError):
                 content = read_sealed_in(self._root, path)
                 records.append(FailureRecord.from_json(content, name=str(path)))
         return records
@@ -207,11 +208,15 @@ class LocalBacking:
         return file
 
     def _require_unlinked(self, file: Path, name: str) -> None:
-        """Each folder is asked once."""
-        if file.parent not in self._unlinked:
-            if (link := link_above(file, self._root)) is not None:
-                raise DamagedEntryError(f"{name}: {linked(link)}")
-            self._unlinked.add(file.parent)
+        """DamagedEntryError when a link stands among the folders of a file; each is asked once."""
+        asked: list[Path] = []
+        folder = file.parent
+        while folder != self._root and folder not in self._unlinked:
+            if folder.is_symlink():
+                raise DamagedEntryError(f"{name}: {linked(folder)}")
+            asked.append(folder)
+            folder = folder.parent
+        self._unlinked.update(asked)
 
 
 def _packed(root: Path, record: EntryRecord, path: str) -> str:

@@ -44,7 +44,7 @@ from .files import (
 )
 from .keys import entry_key, fan, task_path
 from .layout import group_metadata
-from .packs import rest_pack
+from .packs import rest_objects
 from .reader import read_frames
 from .records import EntryRecord, SourceRecord, frame_cost, record_name, record_path
 from .remote.local import path_of
@@ -189,12 +189,18 @@ class Cache:
 
     def ids(self) -> list[str]:
         """Ids of all entries, sorted. CacheFormatError when a record does not say whose it is."""
-        snapshot = self._snapshot()
-        if snapshot.damaged:
-            others = len(snapshot.damaged) - 1
+        ids, damaged = self.readable_ids()
+        if damaged:
+            others = len(damaged) - 1
             more = f" (and {others} other records; see `vis4mer cache verify`)" if others else ""
-            raise CacheFormatError(snapshot.damaged[0] + more)
-        return sorted(row.id for row in list(snapshot.rows.values()))
+            raise CacheFormatError(damaged[0] + more)
+        return ids
+
+    def readable_ids(self) -> tuple[list[str], tuple[str, ...]]:
+        """Ids of the entries whose records say whose they are, sorted, and what is wrong with each
+        of the other records: for what goes on without them."""
+        snapshot = self._snapshot()
+        return sorted(row.id for row in list(snapshot.rows.values())), tuple(snapshot.damaged)
 
     def refresh(self) -> None:
         """Forget the snapshot, so that entries written by others since are seen."""
@@ -335,7 +341,9 @@ class Cache:
             raise UsageError(f"{self.name} has no task {reference!r}; it has {present}") from error
         table = TaskTable.from_json(content, name=name)
         if table.reference != reference:
-            raise CacheFormatError(f"{name}: is task {table.reference!r}, expected {reference!r}")
+            raise CacheFormatError(
+                f"{name}: is task {table.reference!r:.160}, expected {reference!r}"
+            )
         return table
 
     def save_task(self, table: TaskTable) -> None:
@@ -343,16 +351,17 @@ class Cache:
         write_atomic(self._task_path(table.reference), seal(table.to_json()))
 
     def failures(self) -> list[FailureRecord]:
-        """What went wrong so far, sorted by id; none of a place that cannot list."""
+        """What went wrong so far, sorted by id; none of a place that cannot list. A damaged record
+        of a failure is left out: `verify` tells it, and the video's next extraction replaces it."""
         return sorted(self.backing.failures(), key=lambda record: record.id)
 
     def failure(self, entry_id: str) -> FailureRecord | None:
-        """What went wrong with one video, as it stands now."""
+        """What went wrong with one video, as it stands now; None also for a damaged record."""
         path = self._failure_path(entry_id)
         look_anew(path.parent)
         try:
             return FailureRecord.from_json(read_sealed(path), name=str(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, CacheFormatError):
             return None
 
     def record_failure(self, failure: FailureRecord) -> None:
@@ -401,10 +410,10 @@ class Cache:
         return True
 
     def remove(self, entry_id: str) -> None:
-        """Make an entry cease to exist; its bytes go with the next `gc`."""
+        """Make an entry cease to exist; its bytes rest for the grace period of `gc`."""
         record = self.record(entry_id)
         with storage_errors(self.path):
-            rest_pack(self.path, record)
+            rest_objects(self.path, record)
             record_path(self.path, record.key).unlink(missing_ok=True)
         self.refresh()
 
@@ -434,10 +443,10 @@ class Cache:
         return record
 
     def _rest_overwritten(self, path: Path) -> None:
-        """A damaged record names no pack that could be told."""
+        """A damaged record names nothing that could be told."""
         with contextlib.suppress(OSError, CacheFormatError):
             name = str(path)
-            rest_pack(
+            rest_objects(
                 self.path, EntryRecord.from_json(read_sealed(path), spec=self.spec, name=name)
             )
 

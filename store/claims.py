@@ -24,7 +24,16 @@ from typing import Self
 
 from . import fields as f
 from .errors import CacheFormatError
-from .files import create_exclusive, read_json_bytes, seal, storage_errors, unseal
+from .files import (
+    StorageError,
+    create_exclusive,
+    link_above,
+    linked,
+    read_json_bytes,
+    seal,
+    storage_errors,
+    unseal,
+)
 from .keys import KEY_PATTERN, entry_key
 from .workers import (
     BEAT_SECONDS,
@@ -99,25 +108,30 @@ class Claims:
         """
         with self._lock:
             if not self._begun:
+                file = worker_path(self._root, self.token)
+                if (link := link_above(file, self._root)) is not None:
+                    raise StorageError(f"cannot write {file}: {linked(link)}")
                 self._heartbeat.start()
                 self._begun = True
         path = claim_path(self._root, entry_id)
         data = seal({"id": entry_id, "worker": self.token})
+        ours = Claim(path=path, id=entry_id, worker=self.token, data=data)
         for _ in range(_TRIES):
-            if create_exclusive(path, data):
-                with self._lock:
-                    claim = Claim(path=path, id=entry_id, worker=self.token, data=data)
-                    self._held[entry_id] = claim
-                return None
-            standing = read_claim(path)
+            made = create_exclusive(path, data)
+            standing = ours if made else read_claim(path)
             if standing is None:  # released just now
                 continue
+            if standing.worker == self.token:  # also where a file server's first answer was lost
+                with self._lock:
+                    self._held[entry_id] = ours
+                return None
             sign = self._lookout.look(standing.worker)
             if not sign.lapsed:
                 return sign
             with storage_errors(path):
                 withdraw(standing)
-        return self.holder(entry_id)
+        somebody = Sign(token=path.stem, worker=None, silent_seconds=0.0, gone=False)
+        return self.holder(entry_id) or somebody  # never this worker, which has made no claim
 
     def release(self, entry_id: str) -> None:
         """Let others have a video; no matter if it was not this worker's."""
@@ -170,6 +184,8 @@ def read_claim(path: Path) -> Claim | None:
 
 def _read(path: Path) -> bytes | None:
     """The bytes of a claim; none of one that cannot be read; None when there is none."""
+    if link_above(path, path.parent.parent):
+        return b""
     try:
         return read_json_bytes(path, max_bytes=_MAX_BYTES)
     except FileNotFoundError:
@@ -198,8 +214,10 @@ def withdraw(claim: Claim) -> bool:
 def clear_lapsed(root: Path, *, latest: float, dry_run: bool = False) -> dict[Path, int]:
     """Remove the claims of workers that are gone, or have given no sign since `latest` (seconds
     since the epoch, as the files say), and then their files. What was removed, or would be, and its
-    bytes. StorageError when the file system refuses."""
+    bytes. A folder that is a link is left alone. StorageError when the file system refuses."""
     removed: dict[Path, int] = {}
+    if link_above(worker_path(root, ""), root) is not None:
+        return removed
     with storage_errors(root / CLAIMS):
         for claim in list_claims(root):
             if _has_lapsed(root, claim.worker, claim.path, latest=latest) and (

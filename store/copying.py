@@ -16,20 +16,19 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
-from .backing import LocalBacking, require_file
+from .backing import LocalBacking
 from .cache import Cache, ensure_groups
 from .files import (
     create_exclusive,
+    is_shared_as,
     make_directory,
     new_file,
     read_sealed,
-    seal,
     storage_errors,
-    unseal,
-    write_atomic,
 )
 from .packs import checked_blocks
 from .records import EntryRecord, record_path, stored_arrays
+from .standing import record_bytes, replace_damaged
 from .writer import is_committed, sync_directories
 
 
@@ -42,14 +41,13 @@ def place_entry(
 ) -> EntryRecord:
     """Make an entry whose objects `write` puts into the folder it is given: the record that stands.
 
-    over_damage: replace a record that cannot be read; otherwise one that is there stands.
+    over_damage: replace a record that cannot be read; otherwise, and when it can be read by then,
+    one that is there stands.
     """
     attempt = secrets.token_hex(6)
     new = replace(record, attempt=attempt, pack=None)
     path, folder = record_path(cache.path, new.key), cache.path / new.folder
-    data = seal(new.to_json())
-    # What could not be read back is never committed.
-    EntryRecord.from_json(unseal(data, name=str(path)), spec=cache.spec, name=str(path))
+    data = record_bytes(cache, new)
     try:
         with storage_errors(folder):
             ensure_groups(cache.path, new.key)
@@ -57,7 +55,7 @@ def place_entry(
             write(folder)
             sync_directories(folder)
         if over_damage:
-            write_atomic(path, data)
+            new = replace_damaged(cache, new)
         elif not create_exclusive(path, data):
             return EntryRecord.from_json(read_sealed(path), spec=cache.spec, name=str(path))
         cache.clear_failure(new.id)
@@ -77,8 +75,9 @@ def copy_objects(
 ) -> None:
     """Objects of an entry (all, or these) as files below `folder`, flushed to the disk.
 
-    link: give files a second name instead where the file system allows, which reads nothing.
-    DamagedEntryError when one is missing or, unless it was linked, not as recorded.
+    link: give files a second name instead, which reads nothing, where the file system allows it and
+    the group that `folder` is shared with may use them. DamagedEntryError when one is missing, lies
+    behind a link or, unless it was linked, is not as recorded.
     """
     linkable = link and record.pack is None and isinstance(source.backing, LocalBacking)
     for path in record.objects if paths is None else paths:
@@ -95,11 +94,12 @@ def copy_objects(
 
 def _linked(source: Cache, record: EntryRecord, path: str, target: Path) -> bool:
     """Whether the file has a second name now: other disks, and other people's files, refuse."""
+    source.backing.require(record, path)
     file = source.path / record.folder / path
-    require_file(file, record.objects[path].size, record.id)
     with contextlib.suppress(OSError):
-        os.link(file, target)
-        return True
+        if is_shared_as(file, target.parent):
+            os.link(file, target, follow_symlinks=False)
+            return True
     return False
 
 

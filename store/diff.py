@@ -83,8 +83,6 @@ def diff_caches(a: Cache, b: Cache) -> CacheDiff:
 def diff_entries(a: EntryRecord, b: EntryRecord) -> EntryDifference | None:
     """In what two records of one video differ; None when they hold the same."""
     values = differing_values(a, b)
-    if a.duration_seconds != b.duration_seconds:
-        values = (*values, "duration")
     only_a = tuple(array for array in a.token_arrays if array not in b.token_arrays)
     only_b = tuple(array for array in b.token_arrays if array not in a.token_arrays)
     if not (values or only_a or only_b):
@@ -93,10 +91,11 @@ def diff_entries(a: EntryRecord, b: EntryRecord) -> EntryDifference | None:
 
 
 def differing_values(a: EntryRecord, b: EntryRecord) -> tuple[str, ...]:
-    """`times`, and the arrays that both have and that hold other values."""
+    """`times`, `duration`, and the arrays that both have and that hold other values."""
     times = () if a.pts_seconds == b.pts_seconds else ("times",)
+    duration = () if a.duration_seconds == b.duration_seconds else ("duration",)
     arrays = sorted(set(a.arrays) & set(b.arrays))
-    return (*times, *(name for name in arrays if _values(a, name) != _values(b, name)))
+    return (*times, *duration, *(name for name in arrays if _values(a, name) != _values(b, name)))
 
 
 def diff_tables(a: TaskTable, b: TaskTable) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ Only values count: not when, where or in how many attempts they were made, nor h
 disk (shards, packs, catalogs). Computed from records alone, whose own hashes `verify --full` checks
 against the bytes; reads no tokens.
 
-    times  = SHA-256 of the timestamps as little-endian float64
+    times  = SHA-256 of the timestamps, and last the duration, as little-endian float64
     line   = JSON [id, frames, times, {array: [Zarr type, shape, SHA-256 of its values]}] + newline
     root   = SHA-256 of the fingerprint, a newline, and the lines of all entries in order of id
 
@@ -85,6 +85,6 @@ def digest_table(table: TaskTable) -> str:
 
 
 def digest_times(record: EntryRecord) -> str:
-    """SHA-256 of an entry's timestamps. 0.0 and -0.0 are one time."""
-    times = np.array(record.pts_seconds, dtype="<f8") + 0.0  # T
+    """SHA-256 of an entry's timestamps and duration. 0.0 and -0.0 are one time."""
+    times = np.array([*record.pts_seconds, record.duration_seconds], dtype="<f8") + 0.0  # T + 1
     return hashlib.sha256(times.tobytes()).hexdigest()

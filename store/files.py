@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from stat import S_ISDIR, S_ISGID, S_ISREG, S_IWGRP
 from typing import Any, BinaryIO
@@ -109,6 +109,14 @@ def _share(made: Path | int, folder: Path) -> None:
             os.chmod(made, wanted & 0o7777)  # noqa: PTH101 - maybe a descriptor
 
 
+def is_shared_as(path: Path, folder: Path) -> bool:
+    """May the group of a directory that it shares use this file, as one that is made there?"""
+    shared, file = folder.stat(), path.lstat()
+    if not (shared.st_mode & S_ISGID and shared.st_mode & S_IWGRP):
+        return True
+    return file.st_gid == shared.st_gid and file.st_mode & _GROUP_FILE == _GROUP_FILE
+
+
 def look_anew(folder: Path) -> None:
     """Ask a network's file server what a directory holds now.
 
@@ -120,11 +128,12 @@ def look_anew(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def held_alone(lock: Path, *, otherwise: str) -> Iterator[None]:
+def held_alone(lock: Path, *, otherwise: str, shared: bool = False) -> Iterator[None]:
     """One process at a time holds this file, which is made and stays; the hold dies with its
     process. Vis4merError with the words `otherwise` while another holds it.
 
-    Some file systems have no locks: there nothing is held. A link is never followed.
+    shared: others that hold it shared may do so at the same time, and nobody else. Some file
+    systems have no locks: there nothing is held. A link is never followed.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     with storage_errors(lock):
@@ -133,7 +142,7 @@ def held_alone(lock: Path, *, otherwise: str) -> Iterator[None]:
         with storage_errors(lock):
             _share(fd, lock.parent)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Vis4merError(otherwise) from error
         except OSError as error:
@@ -176,11 +185,14 @@ def _write_beside(path: Path, data: bytes) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def replacing(
+    path: Path, *, durable: bool = True, look: Callable[[], None] = lambda: None
+) -> Iterator[BinaryIO]:
     """A new file to write, which takes the place of `path` when the block ends without an error.
 
     A link under that name is replaced and never followed. durable: False where somebody else makes
-    the name durable later; the bytes are in any case.
+    the name durable later; the bytes are in any case. look: called when nothing but the rename is
+    left to do; if it raises, what stands under the name stays.
     """
     with storage_errors(path):
         make_directory(path.parent, durable=durable)
@@ -190,6 +202,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            look()
             beside.replace(path)
         except BaseException:
             beside.unlink(missing_ok=True)

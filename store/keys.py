@@ -50,7 +50,7 @@ def task_path(reference: str) -> tuple[str, str]:
     dataset, slash, task = reference.partition("/")
     if not slash or not _NAME_PATTERN.fullmatch(dataset) or not _NAME_PATTERN.fullmatch(task):
         raise UsageError(
-            f"task {reference!r}: expected DATASET/TASK such as lvu/relationship, "
+            f"task {reference!r:.160}: expected DATASET/TASK such as lvu/relationship, "
             "of lowercase letters, digits, _ and -"
         )
     return dataset, task

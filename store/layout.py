@@ -37,8 +37,10 @@ class ShardIndex:
     sizes: NDArray[np.uint64]
 
 
-def crc32c(data: Bytes | bytes, previous: int = 0) -> int:
+def crc32c(data: Bytes | bytes | memoryview, previous: int = 0) -> int:
     """CRC-32C of one-dimensional bytes, continuing from `previous`."""
+    if isinstance(data, memoryview):  # which the library would have copied
+        data = np.frombuffer(data, dtype=np.uint8)
     return int(google_crc32c.extend(previous, data))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from .cache import Cache
 from .catalog import CATALOG, MAX_CATALOG_BYTES, parse_catalog
 from .errors import CacheFormatError
-from .files import canonical_json, parse_json, read_json_bytes, read_sealed, unseal
+from .files import canonical_json, link_above, parse_json, read_json_bytes, read_sealed, unseal
 from .keys import entry_key, fan
 from .layout import array_metadata, crc32c
 from .records import EntryRecord
@@ -40,7 +40,7 @@ def known_records(cache: Cache) -> dict[str, list[EntryRecord]]:
 def stray_record(cache: Cache, path: Path) -> EntryRecord | None:
     """The sound record in a file that has another's name; None for anything else."""
     try:
-        text = "" if path.is_symlink() else read_json_bytes(path)
+        text = "" if link_above(path, cache.path) else read_json_bytes(path)
     except (CacheFormatError, OSError):
         return None
     record = _readable(cache, text, name=str(path))
@@ -57,6 +57,8 @@ def _readable(cache: Cache, text: str | bytes, *, name: str) -> EntryRecord | No
 def id_of_attempts(cache: Cache, key: str) -> str | None:
     """The id that the attempts under a key give themselves, if it is one of that key."""
     for path in sorted((cache.path / "videos" / fan(key)).glob(f"{key}.*/zarr.json")):
+        if link_above(path, cache.path):
+            continue
         try:
             attributes = parse_json(read_json_bytes(path), name=str(path)).get("attributes", {})
             entry_id = attributes["vis4mer"]["id"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,22 +20,21 @@ from typing import Any, Literal
 from .cache import Cache, create_cache, find_cache
 from .copying import copy_objects, objects_of, place_entry
 from .diff import describe_key, diff_tables, differing_values, row_key
-from .errors import EntryNotFoundError, UsageError, Vis4merError
+from .errors import CacheFormatError, EntryNotFoundError, UsageError, Vis4merError
 from .files import StorageError
 from .records import EntryRecord
-from .replacement import current_record, rearranging, replace_attempt
+from .replacement import OnEntry, current_record, rearranging, replace_attempt
 from .spec import CacheSpec, require_same, require_writable
 from .tasks import TaskTable
 from .wording import counted, first_line, some_of
 
 Prefer = Literal["source", "target"]
-OnEntry = Callable[[int, int, str], None]  # entries done, of how many, the next one's id
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConflict:
-    """A video or a task table that both hold, differently, and in what; `source` is the cache whose
-    values were left out, or taken when they were preferred."""
+    """A video or a task table that both hold, differently, and in what, or that cannot be read.
+    `source`: the cache whose values were left out, or that could not be read."""
 
     name: str
     source: str
@@ -46,7 +45,7 @@ class MergeConflict:
 class MergeSummary:
     """What a merge did, or would do. added: videos that the target lacked. extended: that got more
     arrays. replaced: whose values were other ones. same: that were there already, so often.
-    conflicts: left as they were; failures: of the source, that could not be read."""
+    conflicts: left as they were; failures: what could not be read, and in which cache."""
 
     target: Path
     added: tuple[str, ...]
@@ -107,7 +106,7 @@ def merge_caches(
     if dry_run:
         run.take_all(existing, sources)
     else:
-        cache = existing or create_cache(root, spec)
+        cache = create_cache(root, spec) if existing is None else existing
         with rearranging(cache.path):
             try:
                 run.take_all(cache, sources)
@@ -144,7 +143,7 @@ class _Run:
 
     def take_all(self, target: Cache | None, sources: Sequence[Cache]) -> None:
         """Entries of all sources first, then their labels."""
-        wanted = [(source, entry_id) for source in sources for entry_id in source.ids()]
+        wanted = [(source, entry_id) for source in sources for entry_id in self._ids(source)]
         for number, (source, entry_id) in enumerate(wanted):
             if self.stop is not None and self.stop.is_set():
                 self.left = len(wanted) - number
@@ -156,10 +155,25 @@ class _Run:
             except StorageError:  # the target refuses, for every video
                 raise
             except Vis4merError as error:
-                self.failures.append(_told(entry_id, source, first_line(error)))
+                self._fail(entry_id, source, error)
         for source in sources:
             for reference in source.tasks():
-                self._take_table(target, source, reference)
+                try:
+                    self._take_table(target, source, reference)
+                except StorageError:
+                    raise
+                except Vis4merError as error:
+                    self._fail(f"task {reference}", source, error)
+
+    def _ids(self, source: Cache) -> list[str]:
+        """A record that does not say whose it is is a failure of its own."""
+        ids, damaged = source.readable_ids()
+        self.failures += [_told("a record", source, reason) for reason in damaged]
+        return ids
+
+    def _fail(self, name: str, source: Cache, error: Vis4merError) -> None:
+        at_fault = error.target if isinstance(error, _TargetError) else source
+        self.failures.append(_told(name, at_fault, first_line(error)))
 
     def _take(self, target: Cache | None, source: Cache, entry_id: str) -> None:
         theirs = source.record(entry_id)
@@ -184,6 +198,8 @@ class _Run:
             return current_record(target, entry_id)
         except EntryNotFoundError:
             return None
+        except CacheFormatError as error:
+            raise _TargetError(target, error) from error
 
     def _add(self, target: Cache | None, source: Cache, theirs: EntryRecord) -> None:
         new = theirs
@@ -251,10 +267,13 @@ class _Run:
         self.num_bytes += num_bytes
 
     def _take_table(self, target: Cache | None, source: Cache, reference: str) -> None:
-        theirs = source.task(reference)
+        theirs = _read_table(source, reference)
         ours = self.tasks.get(reference)
         if ours is None and target is not None and reference in target.tasks():
-            ours = target.task(reference)
+            try:
+                ours = _read_table(target, reference)
+            except CacheFormatError as error:
+                raise _TargetError(target, error) from error
         merged, reasons = merge_tables(ours, theirs, prefer=self.prefer)
         self.conflicts += [_told(f"task {reference}", source, reason) for reason in reasons]
         if merged == ours:
@@ -308,6 +327,26 @@ def merge_tables(
         names = sorted(map(describe_key, other))
         reasons = (f"{counted(len(names), 'row')} with another label: {some_of(names)}",)
     return merged, reasons
+
+
+class _TargetError(Vis4merError):
+    """What the target itself holds of something cannot be read."""
+
+    def __init__(self, target: Cache, error: CacheFormatError) -> None:
+        super().__init__(str(error))
+        self.target = target
+
+
+def _read_table(cache: Cache, reference: str) -> TaskTable:
+    """CacheFormatError also for a file that the disk does not give."""
+    try:
+        return cache.task(reference)
+    except OSError as error:
+        if isinstance(error, Vis4merError):
+            raise
+        raise CacheFormatError(
+            f"{cache.name}: task {reference} cannot be read ({error.strerror})"
+        ) from error
 
 
 def _told(name: str, source: Cache, reason: str) -> MergeConflict:

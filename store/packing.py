@@ -24,8 +24,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .cache import Cache
-from .errors import DamagedEntryError, EntryNotFoundError, UsageError, Vis4merError
-from .files import StorageError, replacing, storage_errors
+from .errors import (
+    CacheFormatError,
+    DamagedEntryError,
+    EntryNotFoundError,
+    UsageError,
+    Vis4merError,
+)
+from .files import StorageError, replacing
 from .packs import (
     DEFAULT_PACK_BYTES,
     PackUse,
@@ -37,17 +43,17 @@ from .packs import (
     write_pack,
 )
 from .records import PACKS, EntryRecord
-from .replacement import commit_over, current_record, rearranging, replace_attempt
+from .replacement import OnEntry, commit_over, current_record, let_go, rearranging, replace_attempt
 from .spec import require_writable
 from .wording import first_line
 
 _MOST_DEAD = 0.25  # of a pack's bytes, until it is written anew
-OnEntry = Callable[[int, int, str], None]  # entries done, of how many, the next one's id
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackFailure:
-    """A video that could not be packed or unpacked, and why; it is as it was."""
+    """A video that could not be packed or unpacked, and why; it is as it was. id: `a record` of a
+    damaged one, which does not say whose it is."""
 
     id: str
     reason: str
@@ -188,9 +194,24 @@ class _Run:
         """The entries asked for as they are now, by id, and what all entries use of packs."""
         require_writable(self.cache.spec, self.cache.spec, name=str(self.cache.path))
         self.cache.refresh()
-        records = {entry_id: self.cache.record(entry_id) for entry_id in self.cache.ids()}
-        chosen = records.values() if ids is None else map(self.cache.record, sorted(set(ids)))
-        return list(chosen), pack_uses(self.cache.path, records.values())
+        records, damaged = self._records()
+        uses = pack_uses(self.cache.path, records.values())
+        if ids is not None:
+            return [self.cache.record(entry_id) for entry_id in sorted(set(ids))], uses
+        self.failures += damaged
+        return list(records.values()), uses
+
+    def _records(self) -> tuple[dict[str, EntryRecord], list[PackFailure]]:
+        """All records as they are now, by id, and those that cannot be read."""
+        ids, nameless = self.cache.readable_ids()
+        damaged = [PackFailure(id="a record", reason=reason) for reason in nameless]
+        records: dict[str, EntryRecord] = {}
+        for entry_id in ids:
+            try:
+                records[entry_id] = self.cache.record(entry_id)
+            except CacheFormatError as error:
+                damaged.append(PackFailure(id=entry_id, reason=first_line(error)))
+        return records, damaged
 
     def each(
         self, groups: Sequence[list[EntryRecord]], work: Callable[[list[EntryRecord]], None]
@@ -215,8 +236,7 @@ class _Run:
                 continue
             committed = self._commit(old, replace(new, attempt=secrets.token_hex(6)))
             if committed and self.free_at_once and old.pack is None:
-                with storage_errors(self.cache.path):
-                    shutil.rmtree(self.cache.path / old.folder)
+                let_go(self.cache.path / old.folder)
 
     def unpack(self, group: list[EntryRecord]) -> None:
         """Copy the objects of entries out of their packs."""
@@ -237,10 +257,12 @@ class _Run:
         if self.changed:
             self.cache.write_catalog()
         if self.free_at_once and self.emptied:
-            named = pack_uses(self.cache.path, map(self.cache.record, self.cache.ids()))
+            records, damaged = self._records()
+            if damaged:  # who knows which packs they name
+                return
+            named = pack_uses(self.cache.path, records.values())
             for name in self.emptied - named.keys():
-                with storage_errors(self.cache.path):
-                    (self.cache.path / PACKS / name).unlink(missing_ok=True)
+                let_go(self.cache.path / PACKS / name)
 
     def summary(self) -> PackSummary:
         return PackSummary(

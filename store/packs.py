@@ -97,7 +97,7 @@ def checked_blocks(backing: Backing, record: EntryRecord, path: str) -> Iterator
     found = 0
     with backing.open(record, path) as opened:
         for block in opened.blocks():
-            found = crc32c(bytes(block), found)
+            found = crc32c(block, found)
             yield block
         if found != record.objects[path].crc32c:
             raise DamagedEntryError(
@@ -154,12 +154,12 @@ def _unused(pack: Path) -> PackUse:
     return PackUse(num_bytes=num_bytes, live_bytes=0, num_entries=0)
 
 
-def rest_pack(root: Path, record: EntryRecord) -> None:
-    """Mark a record's pack, if it has one, when the record is about to go: `gc` keeps the pack for
-    its grace period from then on, for whoever reads by the old record."""
-    if record.pack is not None:
-        with contextlib.suppress(OSError):  # not there, or another's
-            os.utime(root / record.pack.path, follow_symlinks=False)
+def rest_objects(root: Path, record: EntryRecord) -> None:
+    """Mark a record's attempt or pack when the record is about to go: `gc` keeps it for its grace
+    period from then on, for whoever reads by the old record."""
+    place = record.folder if record.pack is None else record.pack.path
+    with contextlib.suppress(OSError):  # not there, or another's
+        os.utime(root / place, follow_symlinks=False)
 
 
 def _joined(groups: Iterable[list[EntryRecord]], size_bytes: float) -> list[list[EntryRecord]]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,19 @@ from .errors import UsageError, Vis4merError
 from .files import StorageError
 from .quantise import FIRST_FRAMES_INT8
 from .records import EntryRecord, stored_arrays
-from .replacement import current_record, rearranging, replace_attempt
+from .replacement import OnEntry, current_record, rearranging, replace_attempt
 from .spec import CacheSpec, require_writable
 from .views import pool_grid
 from .wording import first_line
 from .writer import TokensWriter
 
 _BLOCK_BYTES = 64 << 20
-OnEntry = Callable[[int, int, str], None]  # entries done, of how many, the next one's id
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolFailure:
-    """A video whose copies could not be made, and why; it is as it was."""
+    """A video whose copies could not be made, and why; it is as it was. id: `a record` of a damaged
+    one, which does not say whose it is."""
 
     id: str
     reason: str
@@ -95,7 +95,8 @@ def pool_cache(
     run = _Tally()
     started = time.monotonic()
     with rearranging(cache.path):
-        ids = cache.ids()
+        ids, damaged = cache.readable_ids()
+        run.failures += [PoolFailure(id="a record", reason=reason) for reason in damaged]
         for number, entry_id in enumerate(ids):
             if stop is not None and stop.is_set():
                 run.left = len(ids) - number

@@ -32,6 +32,7 @@ from .layout import (
     frame_bytes,
 )
 from .records import ArrayRecord, EntryRecord, shard_path
+from .wording import describe_error, visible
 
 _MAX_PARTS = 512  # of one preadv: half of Linux's IOV_MAX
 _MAX_BYTES = 1 << 30  # of one preadv: Linux stops at 2 GiB
@@ -178,7 +179,7 @@ def _read_through_zarr(
         raise
     except Exception as error:  # each codec has exceptions of its own
         raise DamagedEntryError(
-            f"{name}: zarr cannot read it ({type(error).__name__}: {error})"
+            f"{name}: zarr cannot read it ({visible(describe_error(error))})"
         ) from error
 
 

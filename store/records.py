@@ -11,6 +11,7 @@ say where the bytes lie, as `pack` does. What only adds to the story has a room:
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -22,17 +23,16 @@ from .errors import CacheFormatError, UsageError
 from .keys import ATTEMPT_PATTERN, check_id, entry_key, fan
 from .layout import frame_bytes
 from .spec import CacheSpec
+from .wording import some_names
 
 RECORDS = "records"
 _MOST_FRAMES_PER_SHARD = 1 << 24  # a year at one frame every two seconds
 _OLDEST_NS = -(1 << 63)  # a file's time may lie before 1970
-_OBJECT_PATTERN = re.compile(r"(?:[a-z0-9_]{1,32}/)?(?:zarr\.json|c/\d{1,9}(?:/0){1,2})")
+OBJECT_PATTERN = re.compile(r"(?:[a-z0-9_]{1,32}/)?(?:zarr\.json|c/\d{1,9}(?:/0){1,2})")
 _ARRAY_PATTERN = re.compile(r"[a-z0-9_]{1,32}")
 PACKS = "packs"
 PACK_PATTERN = re.compile(r"[0-9a-f]{32}\.pack")
-_LARGEST_PACK = (
-    1 << 53
-)  # bytes: what every JSON parser holds exactly, and far below an offset's end
+_LARGEST_PACK = 1 << 53  # bytes: every JSON parser holds it exactly
 _SCALES = ("_scale", "_channel")  # endings of what int8 stores beside tokens
 
 
@@ -163,7 +163,7 @@ def _refuse_unknown(data: Mapping[str, Any], name: str) -> None:
     unknown = sorted(set(data) - _KNOWN_FIELDS)
     if unknown:
         raise CacheFormatError(
-            f"{name}: written by a newer version (unknown fields {', '.join(unknown)[:80]}), "
+            f"{name}: written by a newer version (unknown fields {some_names(unknown)}), "
             "which may keep its bytes elsewhere; upgrade vis4mer"
         )
 
@@ -199,7 +199,7 @@ def _check(record: EntryRecord, spec: CacheSpec, name: str) -> None:
     except UsageError as error:
         raise CacheFormatError(f"{name}: {error}") from error
     if not ATTEMPT_PATTERN.fullmatch(record.attempt):
-        raise CacheFormatError(f"{name}: attempt {record.attempt!r}, expected 12 hex digits")
+        raise CacheFormatError(f"{name}: attempt {record.attempt!r:.80}, expected 12 hex digits")
     if len(record.pts_seconds) != record.num_frames:
         raise CacheFormatError(
             f"{name}: {len(record.pts_seconds)} timestamps for {record.num_frames} frames"
@@ -212,14 +212,15 @@ def _check(record: EntryRecord, spec: CacheSpec, name: str) -> None:
     }
     if set(record.arrays) != set(expected) or not expected:
         raise CacheFormatError(
-            f"{name}: arrays {sorted(record.arrays)}, expected {sorted(expected) or spec.arrays}"
+            f"{name}: arrays {sorted(record.arrays)!s:.200}, expected "
+            f"{sorted(expected) or spec.arrays!s:.200}"
         )
     for array, (frame_shape, dtype) in expected.items():
         found = record.arrays[array]
         frames = 1 if array.endswith("_channel") else record.num_frames
         if (found.shape, found.dtype) != ((frames, *frame_shape), dtype):
             raise CacheFormatError(
-                f"{name}: array {array} is {found.dtype} {found.shape}, "
+                f"{name}: array {array} is {found.dtype!r:.80} {found.shape}, "
                 f"expected {dtype} {(frames, *frame_shape)}"
             )
         for shard in range(found.num_shards):
@@ -258,13 +259,15 @@ def shard_path(array: str, shard: int, *, dims: int) -> str:
 
 
 def _array(data: object, array: str, record_name: str) -> ArrayRecord:
-    name = f"{record_name}: array {array!r}"
+    name = f"{record_name}: array {array!r:.80}"
     if not _ARRAY_PATTERN.fullmatch(array):
         raise CacheFormatError(f"{name}: not a name of an array")
     fields = _object_fields(data, name)
     shape = f.integers(fields, "shape", name=name)
     if not 2 <= len(shape) <= 3 or min(shape) < 1:
-        raise CacheFormatError(f"{name}: shape {shape}, expected two or three sizes of at least 1")
+        raise CacheFormatError(
+            f"{name}: shape {reprlib.repr(shape)}, expected two or three sizes of at least 1"
+        )
     frames_per_shard = f.integer(fields, "frames_per_shard", name=name, minimum=1)
     if frames_per_shard > _MOST_FRAMES_PER_SHARD:
         raise CacheFormatError(
@@ -280,8 +283,8 @@ def _array(data: object, array: str, record_name: str) -> ArrayRecord:
 
 
 def _object(data: object, path: str, record_name: str) -> StoredObject:
-    name = f"{record_name}: object {path!r}"
-    if not _OBJECT_PATTERN.fullmatch(path):
+    name = f"{record_name}: object {path!r:.80}"
+    if not OBJECT_PATTERN.fullmatch(path):
         raise CacheFormatError(f"{name}: not a path inside an entry")
     fields = _object_fields(data, name)
     return StoredObject(
@@ -312,10 +315,7 @@ def _pack(data: Mapping[str, Any], record_name: str) -> PackRecord | None:
         raise CacheFormatError(f"{name}: name {pack[:80]!r}, expected 32 hex digits and .pack")
     offsets = f.mapping(about, "offsets", name=name)
     for path in offsets:
-        if f.integer(offsets, path, name=name) > _LARGEST_PACK:
-            raise CacheFormatError(
-                f"{name}: object {path[:80]!r} begins beyond {_LARGEST_PACK} bytes"
-            )
+        f.integer(offsets, path, name=name, maximum=_LARGEST_PACK)
     return PackRecord(name=pack, offsets=offsets)
 
 

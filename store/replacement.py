@@ -4,57 +4,59 @@
 
 No value changes. A process killed at any moment leaves the entry as it was, and something that no
 record names, which `gc` removes; whoever holds the old record reads attempt A until then. What an
-extraction commits meanwhile stands. Pooling, packing and unpacking do so, one of them at a time.
+extraction commits meanwhile stands (see `standing`). Pooling, packing and unpacking do so, one of
+them at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .backing import require_file
 from .cache import Cache, ensure_groups
+from .copying import copy_objects
 from .errors import Vis4merError
 from .files import (
     held_alone,
     make_directory,
-    new_file,
-    read_sealed,
     replacing,
-    seal,
     storage_errors,
-    unseal,
 )
-from .packs import checked_blocks, rest_pack
+from .packs import rest_objects
 from .records import EntryRecord, record_path
+from .standing import record_bytes, stands
 from .writer import is_committed, sync_directories
 
 LOCK = "pool.lock"  # in the cache; named after what first needed it
+OnEntry = Callable[[int, int, str], None]  # entries done, of how many, the next one's id
+_TRIES = 100  # at a folder that another process is removing too
 
 
 @contextlib.contextmanager
-def rearranging(root: Path) -> Iterator[None]:
+def rearranging(root: Path, *, shared: bool = False) -> Iterator[None]:
     """Only one process at a time rearranges a cache; Vis4merError while another does.
 
-    Of two at once, one would undo what the other committed.
+    Of two at once, one would undo what the other committed. shared: of a push, which only adds, and
+    may do so beside another.
     """
     busy = (
-        f"{root}: another `vis4mer cache pool`, `pack`, `unpack`, `merge`, `pull`, `repair` or "
-        "`gc` is at work in it; wait for it"
+        f"{root}: another `vis4mer cache pool`, `pack`, `unpack`, `merge`, `pull`, `push`, "
+        "`repair`, `rm` or `gc` is at work in it; wait for it"
     )
-    with held_alone(root / LOCK, otherwise=busy):
+    with held_alone(root / LOCK, otherwise=busy, shared=shared):
         yield
 
 
 def current_record(cache: Cache, entry_id: str) -> EntryRecord:
     """The record that stands now, whatever others have committed since the cache was opened."""
     record = cache.record(entry_id)
-    if not is_committed(record_path(cache.path, record.key), record.attempt):
+    if not stands(cache, record):
         cache.refresh()
         record = cache.record(entry_id)
     return record
@@ -69,8 +71,9 @@ def replace_attempt(
 ) -> EntryRecord:
     """Make a new attempt of the `kept` objects and what `write` adds to its folder; commit it.
 
-    Kept files are linked; packed ones are copied out and their checksums compared. The record that
-    stands afterwards; Vis4merError when somebody else replaced or removed the old one meanwhile.
+    Kept files are linked where they can be; others, and packed ones, are copied and their checksums
+    compared. The record that stands afterwards; Vis4merError when somebody else replaced or removed
+    the old one meanwhile.
     """
     attempt = secrets.token_hex(6)
     record = record_path(cache.path, old.key)
@@ -79,10 +82,7 @@ def replace_attempt(
         with storage_errors(folder):
             ensure_groups(cache.path, old.key)
             make_directory(folder, durable=False)
-            take = _link if old.pack is None else _copy
-            for path in kept:
-                make_directory((folder / path).parent, durable=False)
-                take(cache, old, path, folder / path)
+            copy_objects(cache, old, folder, paths=kept, link=True)
             new = replace(write(folder), attempt=attempt, pack=None)
             sync_directories(folder)
         commit_over(cache, old, new)
@@ -92,41 +92,52 @@ def replace_attempt(
     return new
 
 
-def _link(cache: Cache, record: EntryRecord, path: str, target: Path) -> None:
-    """The same file under a second name; DamagedEntryError when it is not as recorded."""
-    source = cache.path / record.folder / path
-    require_file(source, record.objects[path].size, record.id)
-    os.link(source, target)
-
-
-def _copy(cache: Cache, record: EntryRecord, path: str, target: Path) -> None:
-    """An object out of its pack; DamagedEntryError when it is not as recorded."""
-    with new_file(target) as file:
-        for block in checked_blocks(cache.backing, record, path):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def commit_over(cache: Cache, old: EntryRecord, new: EntryRecord) -> None:
     """Replace the record. Somebody else's commit of this entry in the meantime stands."""
-    path = record_path(cache.path, old.key)
-    data = seal(new.to_json())
-    EntryRecord.from_json(unseal(data, name=str(path)), spec=cache.spec, name=str(path))
-    with replacing(path) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())  # slow, and so before the look
-        if not _stands(path, old):
+
+    def look() -> None:
+        rest_objects(cache.path, old)
+        if not stands(cache, old):
             raise Vis4merError(
                 f"video {old.id!r} in {cache.path} was replaced or removed meanwhile; run the "
                 "same command again"
             )
-        rest_pack(cache.path, old)
+
+    data = record_bytes(cache, new)
+    with replacing(record_path(cache.path, old.key), look=look) as file:
+        file.write(data)
 
 
-def _stands(path: Path, record: EntryRecord) -> bool:
-    try:
-        return bool(read_sealed(path).get("attempt") == record.attempt)
-    except FileNotFoundError:
-        return False
+def remove_entries(cache: Cache, ids: Iterable[str]) -> int:
+    """Make entries cease to exist, or none when one of them is not there: how many.
+
+    Raises EntryNotFoundError for an id that is not there, Vis4merError while another process
+    rearranges the cache.
+    """
+    with rearranging(cache.path):
+        cache.refresh()
+        wanted = [cache.record(entry_id).id for entry_id in dict.fromkeys(ids)]
+        for entry_id in wanted:
+            cache.remove(entry_id)
+        cache.write_catalog()
+    return len(wanted)
+
+
+def let_go(path: Path) -> bool:
+    """Remove a file, or a folder with all that is in it. False when some of it stays for now: a
+    file server keeps what somebody has open."""
+    with storage_errors(path):
+        for _ in range(_TRIES):
+            try:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            except FileNotFoundError:  # another process is removing the same
+                continue
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+                    raise
+                return False
+            return True
+    return not os.path.lexists(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar, get_args
 from . import fields as f
 from .errors import CacheFormatError, FieldDifference, FingerprintError, UsageError
 from .files import canonical_json
+from .wording import some_names
 
 FORMAT = 1
 MAX_FRAME_VALUES = 1 << 28  # of one frame: a larger claim in a shared cache is an attack
@@ -202,7 +204,7 @@ class CacheSpec:
             if pooled <= min(self.grid):
                 return (pooled, pooled)
         raise ValueError(
-            f"unknown array {array!r}: expected patch, prefix or gridN "
+            f"unknown array {array!r:.80}: expected patch, prefix or gridN "
             f"with N from 1 to {min(self.grid)}"
         )
 
@@ -267,8 +269,8 @@ class CacheSpec:
         )
         if not spec.unknown_fields and data.get("fingerprint") != spec.fingerprint:
             raise CacheFormatError(
-                f"{name}: fingerprint {data.get('fingerprint')!r} does not match its fields "
-                f"({spec.fingerprint}); the file was edited or damaged"
+                f"{name}: fingerprint {reprlib.repr(data.get('fingerprint'))} does not match its "
+                f"fields ({spec.fingerprint}); the file was edited or damaged"
             )
         return spec
 
@@ -295,9 +297,8 @@ def require_writable(stored: CacheSpec, wanted: CacheSpec, *, name: str) -> None
     require_same(stored, wanted, name=name)
     if stored.unknown_fields:
         raise CacheFormatError(
-            f"{name}: written by a newer version "
-            f"(unknown fields {', '.join(stored.unknown_fields)}), so it can be read, not written; "
-            "upgrade vis4mer"
+            f"{name}: written by a newer version (unknown fields "
+            f"{some_names(stored.unknown_fields)}), so it can be read, not written; upgrade vis4mer"
         )
     if stored.arrays != wanted.arrays:
         raise UsageError(

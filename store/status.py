@@ -23,7 +23,7 @@ class WorkerStatus:
     """One worker as it was seen. host, pid, started: as it says itself, by its own clock; None when
     its file is missing or damaged. beat: how often it gave a sign.
 
-    videos: ids that it holds, damaged claims by their file's name. silent_seconds: for how long
+    videos: ids that it holds. silent_seconds: for how long
     this process has seen no sign of it, 0 at the first look. state: `gone` when its process has
     ended, which shows on its own machine only; `silent` when others may take what it holds.
     """
@@ -42,13 +42,15 @@ class WorkerStatus:
 class CacheStatus:
     """num_videos: entries that are there. num_failures: videos that could not be extracted.
     watched_seconds: since the first look. workers: without those that have ended and hold nothing,
-    which `gc` clears away."""
+    which `gc` clears away. damaged_claims: names of claims that do not say whose they are; whoever
+    meets one takes it over ten minutes later."""
 
     path: Path
     num_videos: int
     num_failures: int
     watched_seconds: float
     workers: tuple[WorkerStatus, ...]
+    damaged_claims: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path)}
@@ -67,8 +69,12 @@ class StatusWatch:
         now = self._lookout.now()
         self._first = now if self._first is None else self._first
         held: dict[str, list[str]] = {token: [] for token in list_workers(self._root)}
+        damaged = []
         for claim in list_claims(self._root):
-            held.setdefault(claim.worker, []).append(claim.id or claim.path.name)
+            if claim.id is None:
+                damaged.append(claim.path.name)
+            else:
+                held.setdefault(claim.worker, []).append(claim.id)
         signs = [(self._lookout.look(token), videos) for token, videos in held.items()]
         return CacheStatus(
             path=self._root,
@@ -76,6 +82,7 @@ class StatusWatch:
             num_failures=_count(self._root / "failures"),
             watched_seconds=now - self._first,
             workers=tuple(_worker(*seen) for seen in signs if seen[1] or not seen[0].lapsed),
+            damaged_claims=tuple(damaged),
         )
 
 

@@ -46,7 +46,7 @@ class TokenSelection:
         """Read the word after `@`; UsageError shows the forms."""
         match = _PATTERN.fullmatch(text)
         if not match:
-            raise UsageError(f"@{text}: expected @random0.5 (a share) or @stride2 (a step)")
+            raise UsageError(f"@{text:.80}: expected @random0.5 (a share) or @stride2 (a step)")
         if match["share"]:
             return cls(share=float(match["share"]))
         return cls(step=int(match["step"]))

@@ -8,6 +8,7 @@ catalog, failures) is read either way.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,12 +22,13 @@ from .cache import Cache
 from .catalog import CATALOG, MAX_CATALOG_BYTES, parse_catalog
 from .errors import CacheFormatError
 from .failures import FailureRecord
-from .files import parse_json, read_json_bytes, read_sealed_in
+from .files import link_above, linked, parse_json, read_json_bytes, read_sealed_in
 from .layout import MAX_SHARD_FRAMES
 from .reader import read_frames
 from .records import RECORDS, EntryRecord, record_path
 from .remote.place import RemoteError
 
+_LOST = (errno.ENOENT, errno.ENOTDIR, errno.EIO)
 VerifyMode = Literal["quick", "full"]
 # Of a group's metadata; Zarr readers refuse a field that they do not know.
 _GROUP_FIELDS = {"zarr_format", "node_type", "attributes", "consolidated_metadata"}
@@ -36,11 +38,14 @@ _GROUP_FIELDS = {"zarr_format", "node_type", "attributes", "consolidated_metadat
 class Problem:
     """Something that is not as its record says. `id` is None for what belongs to no entry; `path`
     is the object of an entry, or the file relative to the cache, where it is one that is at fault.
+    is_damage: False where the system refused to read it (permission, a file server that is away),
+    which says nothing of the bytes.
     """
 
     id: str | None
     reason: str
     path: str | None = None
+    is_damage: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +130,7 @@ def _group_problems(root: Path, fans: list[str]) -> Iterator[Problem]:
     for folder in (".", *sorted(needed | there)):
         group = root / folder / "zarr.json"
         try:
-            _require_group(group)
+            require_group(root, group)
         except FileNotFoundError:
             reason = f"{group}: missing, so that plain Zarr readers see no entry below it"
             yield _at_fault(None, root, group, reason)
@@ -133,8 +138,10 @@ def _group_problems(root: Path, fans: list[str]) -> Iterator[Problem]:
             yield _at_fault(None, root, group, str(error))
 
 
-def _require_group(path: Path) -> None:
+def require_group(root: Path, path: Path) -> None:
     """CacheFormatError unless a file is the metadata of a Zarr group, as its readers take it."""
+    if (link := link_above(path, root)) is not None:
+        raise CacheFormatError(f"{path}: {linked(link)}")
     content = parse_json(read_json_bytes(path), name=str(path))
     kind = (content.get("zarr_format"), content.get("node_type"))
     unknown = sorted(set(content) - _GROUP_FIELDS)
@@ -190,7 +197,9 @@ def entry_problems(backing: Backing, record: EntryRecord, mode: VerifyMode) -> I
         except OSError as error:
             _refuse_remote(error)
             sound = False
-            yield Problem(id=record.id, reason=str(error), path=path)
+            yield Problem(
+                id=record.id, reason=str(error), path=path, is_damage=not is_refusal(error)
+            )
     if mode == "full" and sound:
         yield from _value_problems(backing, record)
 
@@ -205,11 +214,19 @@ def _value_problems(backing: Backing, record: EntryRecord) -> Iterator[Problem]:
                 digest.update(read_frames(backing, record, array, frames).data)
         except OSError as error:
             _refuse_remote(error)
-            yield Problem(id=record.id, reason=str(error), path=f"{array}/zarr.json")
+            path, damage = f"{array}/zarr.json", not is_refusal(error)
+            yield Problem(id=record.id, reason=str(error), path=path, is_damage=damage)
             continue
         if digest.hexdigest() != layout.sha256:
             reason = f"array {array} of video {record.id!r}: values are not those recorded"
             yield Problem(id=record.id, reason=reason, path=f"{array}/c")
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Could something not be read for a reason that says nothing of the bytes? What is missing, and
+    what the disk itself cannot give, is damage."""
+    cause = error if getattr(error, "errno", None) is not None else error.__cause__
+    return isinstance(cause, OSError) and cause.errno not in (None, *_LOST)
 
 
 def _refuse_remote(error: OSError) -> None:

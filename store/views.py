@@ -73,7 +73,7 @@ class TokenView:
         """Read the word; UsageError shows the forms."""
         match = _PATTERN.fullmatch(text)
         if not match:
-            raise UsageError(f"token view {text!r}: {_EXPECTED}")
+            raise UsageError(f"token view {text!r:.80}: {_EXPECTED}")
         frames = int(match["frames"]) if match["frames"] else None
         if match["cls"]:
             return cls(frames=frames, grid=None, cls=True)

@@ -31,6 +31,14 @@ def _spelled(letter: str) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
+def bytes_said(text: str) -> int | None:
+    """`200MB` as 200,000,000, in decimal units as disks are sold; None for what is no size."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([kMGT]?)B?", text, re.ASCII)
+    if match is None:
+        return None
+    return round(float(match[1]) * 1000.0 ** " kMGT".index(match[2] or " "))
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, cut when very long; its type when it has none."""
     lines = str(error).strip().splitlines()
@@ -54,6 +62,11 @@ def some_of(names: Sequence[str], *, most: int = 5) -> str:
     """`a, b, c and 4 more`: the first names, and how many are left out."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def some_names(names: Sequence[str]) -> str:
+    """`some_of` names that somebody else chose: made printable, and each cut when long."""
+    return some_of([repr(name)[1:-1][:40] for name in names])
 
 
 def inert_cell(text: str) -> str:

@@ -9,6 +9,7 @@ process on the same machine it is known at once that it is gone. Knows nothing o
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import re
@@ -22,7 +23,7 @@ from typing import Any
 
 from . import fields as f
 from .errors import CacheFormatError
-from .files import read_json_bytes, seal, unseal, write_atomic
+from .files import link_above, linked, read_json_bytes, seal, unseal, write_atomic
 
 CLAIMS = "claims"
 BEAT_SECONDS = 30.0
@@ -30,6 +31,7 @@ LAPSE_SECONDS = 600.0  # without a sign, in which a stopped file server may come
 _MAX_LOOK_SECONDS = 2 * BEAT_SECONDS
 _MAX_BYTES = 1 << 16
 _MAX_PID = (1 << 31) - 1
+_REFUSED = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR)  # tomorrow as well
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 Clock = Callable[[], float]
 
@@ -112,6 +114,8 @@ def worker_path(root: Path, token: str) -> Path:
 def read_worker(root: Path, token: str) -> Worker | None:
     """A worker's file; None when there is none. CacheFormatError when it says nothing."""
     path = worker_path(root, token)
+    if (link := link_above(path, root)) is not None:
+        raise CacheFormatError(f"{path}: {linked(link)}")
     try:
         data = read_json_bytes(path, max_bytes=_MAX_BYTES)
     except FileNotFoundError:
@@ -126,6 +130,15 @@ def list_workers(root: Path) -> list[str]:
     """The tokens of all workers that have a file."""
     names = (path.stem for path in (root / CLAIMS / "workers").glob("*.json"))
     return sorted(name for name in names if _TOKEN.fullmatch(name))
+
+
+def _trace(path: Path) -> object:
+    """What changes with each sign of a worker whose file is not for this user to read."""
+    try:
+        stat = path.lstat()
+    except OSError as error:
+        return error.errno
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def _machine() -> str:
@@ -258,6 +271,8 @@ class Lookout:
             worker = read_worker(self._root, token)
         except CacheFormatError as error:
             return None, str(error)
-        except OSError:  # the file server's trouble is no sign of anything
-            return None, object()
+        except OSError as error:
+            if error.errno not in _REFUSED:  # the file server's trouble is no sign of anything
+                return None, object()
+            return None, _trace(worker_path(self._root, token))
         return worker, "no file" if worker is None else worker.beat

@@ -38,6 +38,8 @@ Fault = Literal[
     "whole",  # 200 and everything where a range was asked for
     "longer",  # a Content-Length beyond the bytes, then the end
     "huge",  # a Content-Length of a terabyte
+    "more",  # a Content-Length of half of the bytes, which come in chunks
+    "sizeless",  # no Content-Length, as of an answer that is made up while it is sent
 ]
 STALL_SECONDS = 5.0
 
@@ -135,11 +137,17 @@ def _respond(
     *,
     fault: str = "",
 ) -> None:
-    stated = {"longer": len(body) + 7, "huge": 1 << 40}.get(fault, len(body))
+    stated = {"longer": len(body) + 7, "huge": 1 << 40, "more": len(body) // 2}.get(
+        fault, len(body)
+    )
+    if fault in ("more", "sizeless"):
+        headers = {**(headers or {}), "Transfer-Encoding": "chunked"}
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     handler.send_response(status)
     for name, value in (headers or {}).items():
         handler.send_header(name, value)
-    handler.send_header("Content-Length", str(stated))
+    if fault != "sizeless":
+        handler.send_header("Content-Length", str(stated))
     handler.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
     handler.end_headers()
     cut = {"cut": len(body) // 2, "cut_late": len(body) * 9 // 10}.get(fault, len(body))

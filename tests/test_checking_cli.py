@@ -57,6 +57,24 @@ def test_damage_is_found_mended_and_gone(pair):
     assert json.loads(run("diff", cache, copy, "--json"))["equal"]
 
 
+def test_options_of_a_check_that_is_not_asked_for_are_refused(pair):
+    for options in (
+        ("--tolerance", 0.1),
+        ("--device", "cuda"),
+        ("--seed", 3),
+        ("--backbone", "x"),
+        ("--weights", "x"),
+    ):
+        assert f"{options[0]}: only for --reencode" in run("verify", pair[0], *options, code=2)
+
+
+def test_a_damaged_cache_is_not_extracted_again_to_compare(pair):
+    shard(open_cache(pair[0]), "v1").unlink()
+    options = ("verify", pair[0], "--reencode", 2, "--videos", pair[0].parent)
+    assert "no video was extracted again" in run(*options, code=1)
+    assert json.loads(run(*options, "--json", code=1))["reencode"] is None
+
+
 def test_conflicts_are_shown_and_decided(pair, tmp_path):
     other = make_cache(tmp_path / "other", num_videos=4, seed=1)
     shown = run("merge", pair[0], other.path, code=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -18,7 +19,14 @@ from killing import in_child, killed_everywhere
 from typer.testing import CliRunner
 from vis4mer.cli import app
 from vis4mer.store.cache import create_cache, open_cache
-from vis4mer.store.claims import Claims, claim_path, list_claims, read_claim, withdraw
+from vis4mer.store.claims import (
+    Claims,
+    claim_path,
+    clear_lapsed,
+    list_claims,
+    read_claim,
+    withdraw,
+)
 from vis4mer.store.errors import CacheFormatError
 from vis4mer.store.files import StorageError, seal, write_atomic
 from vis4mer.store.gc import collect_garbage
@@ -215,6 +223,72 @@ def test_what_a_silent_worker_held_is_taken_after_ten_minutes(tmp_path):
         assert read_claim(claim_path(tmp_path, "a")).worker == claims.token
 
 
+def test_an_own_claim_whose_answer_was_lost_is_held(tmp_path, monkeypatch):
+    """A file server's client sends the link again, which finds what it has made itself."""
+    link = os.link
+
+    def losing(source, target):
+        link(source, target)
+        raise FileExistsError
+
+    with Claims(tmp_path) as claims:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "link", losing)
+            assert claims.take("a") is None
+        with Claims(tmp_path) as other:
+            assert other.take("a").token == claims.token
+    assert list(list_claims(tmp_path)) == []
+
+
+def test_no_claim_is_no_yes(tmp_path, monkeypatch):
+    """A video whose claim comes and goes at every try is somebody else's."""
+    monkeypatch.setattr("vis4mer.store.claims.create_exclusive", lambda *_: False)
+    with Claims(tmp_path) as claims:
+        assert claims.take("a") is not None
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EPERM])
+def test_a_workers_file_that_is_not_to_be_read_blocks_nobody_for_ever(tmp_path, monkeypatch, error):
+    claim_for(tmp_path, "a", elsewhere(TOKEN))
+
+    def refuse(*_):
+        raise OSError(error, "refused")
+
+    monkeypatch.setattr("vis4mer.store.workers.read_worker", refuse)
+    clock = Clock()
+    lookout = Lookout(tmp_path, clock=clock)
+    assert clock.look_for(lookout, TOKEN, 5 * MINUTE).silent_seconds == 5 * MINUTE
+    give_sign(tmp_path, elsewhere(TOKEN, beat=1))  # which shows on the file without reading it
+    assert clock.look_for(lookout, TOKEN, 9 * MINUTE).silent_seconds < 10 * MINUTE
+    assert clock.look_for(lookout, TOKEN, MINUTE).lapsed
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_file_servers_trouble_is_no_sign_of_anything(tmp_path, monkeypatch, error):
+    claim_for(tmp_path, "a", elsewhere(TOKEN))
+
+    def fail(*_):
+        raise OSError(error, "trouble")
+
+    monkeypatch.setattr("vis4mer.store.workers.read_worker", fail)
+    clock = Clock()
+    lookout = Lookout(tmp_path, clock=clock)
+    assert clock.look_for(lookout, TOKEN, 60 * MINUTE).silent_seconds == 0
+
+
+@pytest.mark.parametrize("folder", ["claims", "claims/workers"])
+def test_linked_folders_of_claims_are_not_followed(tmp_path, folder):
+    claim_for(tmp_path / "other", "a", elsewhere(TOKEN))
+    root = tmp_path / "c.zarr"
+    (root / folder).parent.mkdir(parents=True)
+    (root / folder).symlink_to(tmp_path / "other" / folder)
+    before = tree(tmp_path / "other")
+    assert clear_lapsed(root, latest=time.time() + 1000) == {}
+    with Claims(root) as claims, pytest.raises(StorageError, match="a link stands at"):
+        claims.take("b")
+    assert tree(tmp_path / "other") == before
+
+
 @pytest.mark.parametrize("data", [b"", b"{}", b'{"id":"a"}', b"x" * 100_000, b"[" * 60_000])
 def test_a_damaged_claim_is_one_of_a_silent_worker(tmp_path, data):
     path = claim_path(tmp_path, "a")
@@ -400,8 +474,8 @@ def test_status_says_who_does_what_and_writes_nothing(cache):
         assert (workers[TOKEN].state, workers[TOKEN].videos) == ("working", ("c",))
         assert (workers[TOKEN].host, workers[TOKEN].beat) == ("node7", 7)
         assert (workers[living.token].pid, workers[living.token].videos) == (os.getpid(), ("d",))
-        damaged = workers[claim_path(cache.path, "x").stem]
-        assert (damaged.host, damaged.videos) == (None, (claim_path(cache.path, "x").name,))
+        assert claim_path(cache.path, "x").stem not in workers
+        assert status.damaged_claims == (claim_path(cache.path, "x").name,)
         for _ in range(20):
             clock.now += 30
             status = watch.look()
@@ -413,7 +487,9 @@ def test_status_says_who_does_what_and_writes_nothing(cache):
 def test_the_status_command(cache):
     kill_a_worker(cache.path, "b")
     claim_for(cache.path, "[red]c", elsewhere(TOKEN, host="[bold]node7\x1b"))
+    write_atomic(claim_path(cache.path, "x"), b"\x1b[2Jdamaged")
     shown = CliRunner().invoke(app, ["cache", "status", str(cache.path)]).output
+    assert "1 damaged claim in claims/" in shown
     assert "1 video done, 0 failed" in shown
     assert "GONE: its process has ended" in shown
     assert "[bold]node7\\x1b pid" in shown

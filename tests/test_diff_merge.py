@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from caches import make_cache, make_spec, write_tokens
-from entries import flip, shard, tree
+from entries import edit_record, flip, record_file, shard, tree
 from killing import killed_everywhere
 from vis4mer.store.cache import create_cache, open_cache
 from vis4mer.store.diff import diff_caches
@@ -167,6 +167,82 @@ def test_a_damaged_source_is_no_entry_of_the_target(tmp_path):
     assert verify_cache(merged, "full").ok
     os.truncate(shard(b, "v4"), 10)
     assert {f.name for f in merge_caches(tmp_path / "more.zarr", [b]).failures} == {"v4"}
+
+
+def test_an_empty_target_is_filled(tmp_path):
+    source = make_cache(tmp_path, num_videos=2)
+    create_cache(tmp_path / "t.zarr", source.spec)
+    assert merge_caches(tmp_path / "t.zarr", [source]).added == ("v0", "v1")
+    assert open_cache(tmp_path / "t.zarr").ids() == ["v0", "v1"]
+
+
+def test_a_torn_record_or_table_stops_nothing_else(tmp_path):
+    """Each is told with the cache that it is of, and the rest is merged."""
+    _, (a, b) = two_halves(tmp_path)
+    b.save_task(rows(v3=1))
+    (b.path / "tasks" / "toy" / "label.json").write_bytes(b"{")
+    record_file(b, "v3").write_bytes(b"{")  # does not say whose it is
+    text = record_file(b, "v4").read_bytes()
+    record_file(b, "v4").write_bytes(text.replace(b'"num_frames":2', b'"num_frames":3'))
+    (b.path / "catalog.json").unlink()
+    summary = merge_caches(tmp_path / "all.zarr", [a, reopened(b)])
+    assert summary.added == ("v0", "v1", "v2")
+    assert summary.tasks == ("toy/label", "d/t")
+    found = [(failure.name, failure.source) for failure in summary.failures]
+    assert found == [(name, b.name) for name in ("a record", "v4", "task toy/label")]
+    assert summary.exit_code == 3
+    assert verify_cache(open_cache(tmp_path / "all.zarr"), "full").ok
+
+
+def test_what_is_torn_in_the_target_is_told_of_the_target(tmp_path):
+    _, (a, b) = two_halves(tmp_path)
+    (a.path / "tasks" / "toy" / "label.json").write_bytes(b"{")
+    record_file(a, "v2").write_bytes(b"{")
+    (a.path / "catalog.json").unlink()
+    summary = merge_caches(a.path, [b])
+    found = [(failure.name, failure.source) for failure in summary.failures]
+    assert found == [("v2", a.name), ("task toy/label", a.name)]
+    assert summary.added == ("v3", "v4")
+
+
+def test_another_duration_is_another_value(tmp_path):
+    a, b = make_cache(tmp_path / "a", num_videos=2), make_cache(tmp_path / "b", num_videos=2)
+    edit_record(b, "v1", lambda record: record.update(duration_seconds=9.5))
+    b = reopened(b)
+    assert [entry.values for entry in diff_caches(a, b).entries] == [("duration",)]
+    assert digest_cache(a).root != digest_cache(b).root
+    assert [c.reason for c in merge_caches(a.path, [b]).conflicts] == ["other values: duration"]
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_links_in_a_source_lead_nowhere(tmp_path, link):
+    source = make_cache(tmp_path, num_videos=2)
+    folder = shard(source, "v0").parents[3]
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    summary = merge_caches(tmp_path / "all.zarr", [reopened(source)], link=link)
+    assert [failure.name for failure in summary.failures] == ["v0"]
+    assert "a link stands at" in summary.failures[0].reason
+    assert open_cache(tmp_path / "all.zarr").ids() == ["v1"]
+
+
+def test_private_files_are_copied_into_a_shared_directory(tmp_path):
+    """A second name has the file's own mode, which the group could not read."""
+    source = make_cache(tmp_path, num_videos=2)
+    for path in source.path.rglob("*"):
+        if path.is_file() and path.parent.name != "v1":
+            path.chmod(0o600)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o2775)
+    merge_caches(shared / "all.zarr", [source])
+    merged = open_cache(shared / "all.zarr")
+    assert digest_cache(merged).root == digest_cache(source).root
+    files = [path for path in merged.path.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o060 for path in files} == {0o060}
+    assert shard(merged, "v0").stat().st_nlink == 1
+    again = merge_caches(shared / "again.zarr", [merged])  # which is shared already
+    assert shard(open_cache(again.target), "v0").stat().st_nlink == 2
 
 
 def test_what_cannot_be_merged_is_refused_before_anything_is_written(tmp_path):

@@ -25,7 +25,7 @@ def test_the_digest_by_hand(tmp_path):
     cache = create_cache(tmp_path / "c.zarr", make_spec(dim=2, num_prefix=0, arrays=("patch",)))
     tokens = np.arange(2 * 4 * 2, dtype=np.float16).reshape(2, 4, 2)
     write_tokens(cache, "é.mp4", tokens, pts_seconds=[0.0, 1.5])
-    times = hashlib.sha256(struct.pack("<2d", 0.0, 1.5)).hexdigest()
+    times = hashlib.sha256(struct.pack("<3d", 0.0, 1.5, 2.0)).hexdigest()  # it lasts 2 s
     values = hashlib.sha256(struct.pack("<16e", *range(16))).hexdigest()
     line = f'["é.mp4",2,"{times}",{{"patch":["float16",[2,4,2],"{values}"]}}]\n'
     expected = hashlib.sha256(f"{cache.spec.fingerprint}\n{line}".encode()).hexdigest()
@@ -64,11 +64,12 @@ def test_every_value_changes_it_and_provenance_does_not(tmp_path):
         assert root_with(harmless) in roots
     for harm in (
         lambda r: r["pts_seconds"].__setitem__(3, 3.000001),
+        lambda r: r.update(duration_seconds=11.0),
         lambda r: r["arrays"]["patch"].update(sha256="0" * 64),
         lambda r: r["arrays"]["prefix"].update(sha256="1" * 64),
     ):
         roots.add(root_with(harm))
-    assert len(roots) == 4
+    assert len(roots) == 5
 
 
 def test_a_copy_of_some_arrays_shares_their_digests(tmp_path):

@@ -280,7 +280,7 @@ def test_hdf5_opens_no_other_file_and_believes_no_hole(tmp_path):
     [
         (b'{"a":{"dtype":"F32","shape":[9,9,9],"data_offsets":[0,16]}}', "does not fit its shape"),
         (b'{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[64,80]}}', "beyond the end"),
-        (b'{"a":{"dtype":"F32","shape":[2,-2],"data_offsets":[0,16]}}', "integers of at least 0"),
+        (b'{"a":{"dtype":"F32","shape":[2,-2],"data_offsets":[0,16]}}', "expected integers from 0"),
         (b"[]", "expected a JSON object"),
     ],
 )

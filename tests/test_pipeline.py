@@ -272,6 +272,19 @@ def test_the_same_content_is_known_and_the_same_name_is_not_enough(
     assert run(folder, tmp_path / "c.zarr")[0].changed == ("seven.mp4",)
 
 
+def test_a_damaged_record_of_a_failure_stops_nothing(folder: Path, tmp_path: Path) -> None:
+    """It says nothing, so its video is tried again, and then says what is."""
+    ex.write_video(folder, "bad", 9, open="no")
+    run(folder, tmp_path / "c.zarr")
+    (path,) = (tmp_path / "c.zarr" / "failures").rglob("*.json")
+    for damage in (b"{", b"", b"{}"):
+        path.write_bytes(damage)
+        assert open_cache(tmp_path / "c.zarr").failures() == []
+        summary, _ = run(folder, tmp_path / "c.zarr")
+        assert [failure.id for failure in summary.failures] == ["bad.mp4"]
+    assert [f.id for f in open_cache(tmp_path / "c.zarr").failures()] == ["bad.mp4"]
+
+
 def test_overwrite_replaces(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path / "c.zarr")
     ex.write_video(folder, "seven", 11, start=3)

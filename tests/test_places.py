@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import servers
 from vis4mer.store.errors import UsageError
 from vis4mer.store.remote import place as places
+from vis4mer.store.remote import retry
 from vis4mer.store.remote.place import (
     MissingObjectError,
     Place,
@@ -199,7 +201,6 @@ def test_hostile_keys_are_refused_before_anything_is_asked(opened: Any, kind: st
             lambda key=key: place.read(key),
             lambda key=key: place.fetch(key, io.BytesIO()),
             lambda key=key: place.put(key, b"x"),
-            lambda key=key: place.delete(key),
         ):
             with pytest.raises(UsageError):
                 ask()
@@ -258,6 +259,42 @@ def test_of_many_writers_one_creates(opened: Any, kind: str) -> None:
     assert place.read("claim") == b"%d" % created.index(True)
 
 
+@pytest.mark.parametrize("kind", ["sftp", "hub"])
+def test_an_answer_that_was_lost_is_no_other_writer(
+    opened: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The object is made, the answer never comes, and the next try finds the object."""
+    place, _ = opened(kind)
+    create, lost = place._create, [True]
+
+    def losing(*arguments: Any) -> bool:
+        made = create(*arguments)
+        if made and lost:
+            lost.clear()
+            raise retry.PassingError("no answer")
+        return made
+
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(place, "_create", losing)
+    assert place.put("mine", b"token 1", only_new=True) is True
+    assert not lost
+    assert place.put("mine", b"token 2", only_new=True) is False
+    assert place.read("mine") == b"token 1"
+
+
+def test_a_listing_without_modes_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The protocol lets a server leave them out; what is no plain file is none of ours."""
+    pytest.importorskip("paramiko")
+    from paramiko import SFTPAttributes
+
+    place = open_place("ssh://host/x", writable=True)
+    found = SFTPAttributes()
+    found.filename = "a"
+    listing = SimpleNamespace(listdir_attr=lambda _: [found])
+    monkeypatch.setattr(place, "_channel", lambda: listing)
+    assert list(place.list("")) == []
+
+
 @writable
 def test_listing_a_folder(opened: Any, kind: str) -> None:
     place, put = opened(kind)
@@ -271,17 +308,6 @@ def test_listing_a_folder(opened: Any, kind: str) -> None:
     assert len(list(place.list(""))) == 4
     assert list(place.list("rec")) == []
     assert list(place.list("none/at/all")) == []
-
-
-@writable
-def test_delete(opened: Any, kind: str) -> None:
-    place, put = opened(kind)
-    put("a/b", b"x")
-    put("a/c", b"x")
-    place.delete("a/b")
-    place.delete("a/b")
-    place.delete("never/there")
-    assert [found.key for found in place.list("")] == ["a/c"]
 
 
 @writable

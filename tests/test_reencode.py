@@ -116,6 +116,19 @@ def test_other_values_are_found(folder: Path, cache: Cache, tmp_path: Path) -> N
     assert loose.ok
 
 
+def test_what_is_no_number_is_not_the_same() -> None:
+    """A frame of NaN is as far from any other as can be, whatever the tolerance."""
+    stored = np.ones((3, 4, 2), dtype=np.float32)
+    new = stored.copy()
+    new[1, 2, 0] = np.nan
+    new[2, 0, 0] = np.inf
+    found = [reencode._relative_distance(a, b) for a, b in ((stored, new), (new, stored))]
+    for distances in (*found, reencode._relative_distance(new, new)):
+        assert distances[0] == 0
+        assert (distances[1:] > 1e300).all()
+        assert np.isfinite(distances).all()  # as JSON needs it
+
+
 def test_other_moments_are_found(cache: Cache, tmp_path: Path) -> None:
     other = create_cache(tmp_path / "other.zarr", cache.spec)
     record = cache.record("all/0.mp4")

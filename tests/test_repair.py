@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import shutil
+import signal
 
 import pytest
 from caches import make_cache
-from entries import edit_record, flip, record_file, shard, tree
+from entries import edit_record, flip, make_tokens, record_file, shard, tree, write
 from killing import in_child, kill_at
+from typer.testing import CliRunner
+from vis4mer.cli import app
+from vis4mer.store import mend_files, repair
 from vis4mer.store.cache import open_cache
 from vis4mer.store.digest import digest_cache
 from vis4mer.store.errors import FingerprintError
+from vis4mer.store.mending import Mending
 from vis4mer.store.packing import pack_cache
 from vis4mer.store.pooling import pool_cache
-from vis4mer.store.repair import repair_cache
-from vis4mer.store.verify import verify_cache
+from vis4mer.store.remote.place import RemoteError
+from vis4mer.store.repair import mend_all, repair_cache
+from vis4mer.store.verify import entry_problems, verify_cache
 
 
 @pytest.fixture
@@ -274,3 +282,132 @@ def test_a_repair_killed_anywhere_loses_nothing_that_is_sound(cache, mirror):
         shutil.rmtree(cache.path)
         shutil.copytree(before, cache.path)
     assert status == 0
+
+
+# Others at work, and what cannot be read at the moment ------------------------------------------
+
+
+def new_tokens(cache):
+    return make_tokens(5, spec=cache.spec, seed=7)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_what_was_extracted_anew_meanwhile_stands(cache, mirror, mirrored):
+    """The check of a large cache takes hours; what it has found may be out of date."""
+    flip(shard(cache, "v1"), 9)
+    opened = open_cache(cache.path)
+    found = verify_cache(opened, "full")
+    new = write(open_cache(cache.path), "v1", new_tokens(cache), overwrite=True)
+    report = mended(opened, found, mirror if mirrored else None)
+    assert report == []
+    assert open_cache(cache.path).record("v1") == new
+    assert verify_cache(open_cache(cache.path), "full").ok
+
+
+def test_a_record_that_was_made_anew_meanwhile_stands(cache, mirror):
+    os.truncate(record_file(cache, "v1"), 50)
+    opened = open_cache(cache.path)
+    found = verify_cache(opened, "full")
+    new = write(open_cache(cache.path), "v1", new_tokens(cache), overwrite=True)
+    assert mended(opened, found, mirror) == []
+    assert open_cache(cache.path).record("v1") == new
+
+
+def test_a_record_that_appears_while_another_is_put_back_stands(cache, monkeypatch):
+    """The catalog knows the old one, whose objects take their time to check."""
+    os.truncate(record_file(cache, "v1"), 50)
+    made = []
+
+    def slow(backing, record, mode):
+        if record.id == "v1" and not made:
+            made.append(write(open_cache(cache.path), "v1", new_tokens(cache), overwrite=True))
+        return entry_problems(backing, record, mode)
+
+    monkeypatch.setattr(mend_files, "entry_problems", slow)
+    assert repair_cache(open_cache(cache.path)).steps == ()
+    assert open_cache(cache.path).record("v1") == made[0]
+
+
+def mended(opened, found, mirror):
+    """The deeds of a repair whose check had found this."""
+    run = Mending(opened, [mirror] if mirror else [], False)
+    mend_all(run, found)
+    return [step.deed for step in run.steps]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT])
+@pytest.mark.parametrize("torn", [False, True])
+def test_what_cannot_be_read_at_the_moment_is_left(cache, monkeypatch, number, torn):
+    if torn:
+        os.truncate(record_file(cache, "v1"), 50)
+    before = tree(cache.path)
+    with refusing(monkeypatch, number, "/v1-"):
+        report = repair_cache(open_cache(cache.path))
+    assert [step.deed for step in report.steps] == ["left"]
+    assert report.exit_code == 3
+    after = tree(cache.path)
+    after.pop("pool.lock")
+    assert after == before
+
+
+def test_a_disk_that_cannot_give_it_back_is_damage(cache, monkeypatch):
+    with refusing(monkeypatch, errno.EIO, "/v1-"):
+        report = repair_cache(open_cache(cache.path))
+    assert [(step.id, step.deed) for step in report.steps] == [("v1", "dropped")]
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_mirror_that_cannot_be_reached_drops_nothing(cache, mirror, monkeypatch, torn):
+    flip(shard(cache, "v1"), 9)
+    if torn:
+        os.truncate(record_file(cache, "v1"), 50)
+    before = [path for path in tree(cache.path) if path.startswith("records")]
+
+    def fail(*_):
+        raise RemoteError("s3://bucket/c: no answer (tried 5 times)")
+
+    monkeypatch.setattr(mirror.backing, "open", fail)
+    with pytest.raises(RemoteError):
+        repair_cache(open_cache(cache.path), mirrors=[mirror])
+    assert [path for path in tree(cache.path) if path.startswith("records")] == before
+
+
+def test_a_table_waits_for_a_mirror_that_cannot_be_reached(cache, mirror, monkeypatch):
+    (table,) = (cache.path / "tasks").glob("*/*.json")
+    table.write_bytes(b"{")
+
+    def fail(*_):
+        raise RemoteError("s3://bucket/c: no answer (tried 5 times)")
+
+    monkeypatch.setattr(mirror.backing, "table", fail)
+    with pytest.raises(RemoteError):
+        repair_cache(open_cache(cache.path), mirrors=[mirror])
+    assert table.exists()
+
+
+@contextlib.contextmanager
+def refusing(monkeypatch, number, part):
+    """Opening a shard whose path holds `part` fails so."""
+    real = os.open
+
+    def refuse(path, *args, **kwargs):
+        if part in str(path) and "/videos/" in str(path) and "/c/" in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        yield
+
+
+def test_a_check_ends_when_it_is_told_to(cache, monkeypatch):
+    """It takes hours, and loses nothing by being killed."""
+    handlers = []
+
+    def check(*args, **options):
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        return verify_cache(*args, **options)
+
+    monkeypatch.setattr(repair, "verify_cache", check)
+    assert CliRunner().invoke(app, ["cache", "repair", str(cache.path)]).exit_code == 0
+    assert handlers == [signal.SIG_DFL]

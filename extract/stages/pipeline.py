@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -32,7 +33,7 @@ from .items import End, FramePart, TokenPart
 from .makers import provenance
 from .progress import ExtractProgress, ExtractSummary, StageName, Tally, require_counts
 from .reading import ReadingStage
-from .sharing import shared_work
+from .sharing import Sharing, shared_work
 from .stopping import StopSignal
 from .writing import WritingStage
 
@@ -94,64 +95,111 @@ def fill_cache(
     require_counts(batch_size=batch_size, workers=workers, backbone_threads=backbone_threads)
     on_cpu = backbone.device.type == "cpu"
     batch_size = _whole_clips(batch_size, backbone.clip_frames, on_cpu=on_cpu)
-    backbone_threads = backbone_threads or (usable_cores() if on_cpu else 2)
-    workers = min(workers or usable_cores(), max(1, len(sources)))
-    frames: Frames = WeightedBuffer(2 * batch_size * backbone_threads)
-    tokens: Encoded = OrderedBuffer(2 * backbone_threads)
-    signal = StopSignal(stop)
-    tally = Tally(
-        num_videos=len(sources),
-        threads={"reading": workers, "backbone": backbone_threads, "writing": 1},
+    threads: dict[StageName, int] = {
+        "reading": min(workers or usable_cores(), max(1, len(sources))),
+        "backbone": backbone_threads or (usable_cores() if on_cpu else 2),
+        "writing": 1,
+    }
+    tally = Tally(num_videos=len(sources), threads=threads)
+    filling = _Filling(
+        cache=cache,
+        backbone=backbone,
+        reader=reader,
+        batch_size=batch_size,
+        threads=threads,
+        overwrite=overwrite,
+        frames=WeightedBuffer(2 * batch_size * threads["backbone"]),
+        tokens=OrderedBuffer(2 * threads["backbone"]),
+        stop=StopSignal(stop),
+        tally=tally,
     )
-    in_order = limit is not None
     with (
         shared_work(cache, overwrite=overwrite, tally=tally)
         if claiming
         else contextlib.nullcontext()
     ) as sharing:
-        reading = ReadingStage(
-            sources if in_order else sharing.order(sources) if sharing else largest_first(sources),
-            cache,
-            reader,
-            preprocess=backbone.preprocess,
-            clip_frames=backbone.clip_frames,
-            part_frames=batch_size,
-            limit=limit,
-            overwrite=overwrite,
-            known_failures={} if retry_failed else failures_to_keep(cache),
-            sharing=sharing,
-            frames=frames,
-            stop=signal,
-            tally=tally,
-        )
-        running = BackboneStage(
-            backbone,
-            batch_size=batch_size,
-            stored_dtype=cache.spec.stored_dtype,
-            frames=frames,
-            tokens=tokens,
-            stop=signal,
-            tally=tally,
-        )
-        writing = WritingStage(
-            cache,
-            overwrite=overwrite,
-            provenance=provenance(backbone, reader),
-            sharing=sharing,
-            tokens=tokens,
-            tally=tally,
-        )
-        crew = _Crew(frames, tokens)
-        with _one_core_a_thread(on_cpu):
-            crew.start("reading", reading.run, workers, then=frames.close)
-            crew.start("backbone", running.run, backbone_threads, then=tokens.close)
-            crew.start("writing", writing.run, 1)
-            crew.finish(lambda: progress(tally.progress()) if progress else None)
+        reading = filling.reading(sources, limit=limit, retry_failed=retry_failed, sharing=sharing)
+        filling.run(reading, sharing, progress)
         if sharing is not None:
             sharing.count_held()
     if tally.progress().extracted:
         cache.write_catalog()
-    return tally.summary(interrupted=signal.took_effect)
+    return tally.summary(interrupted=filling.stop.took_effect)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Filling:
+    """What the three stages of one run have in common. threads: of each stage."""
+
+    cache: Cache
+    backbone: Backbone
+    reader: Reader
+    batch_size: int
+    threads: dict[StageName, int]
+    overwrite: bool
+    frames: Frames
+    tokens: Encoded
+    stop: StopSignal
+    tally: Tally
+
+    def reading(
+        self,
+        sources: Sequence[VideoSource],
+        *,
+        limit: int | None,
+        retry_failed: bool,
+        sharing: Sharing | None,
+    ) -> ReadingStage:
+        if limit is None:
+            sources = sharing.order(sources) if sharing else largest_first(sources)
+        return ReadingStage(
+            sources,
+            self.cache,
+            self.reader,
+            preprocess=self.backbone.preprocess,
+            clip_frames=self.backbone.clip_frames,
+            part_frames=self.batch_size,
+            limit=limit,
+            overwrite=self.overwrite,
+            known_failures={} if retry_failed else failures_to_keep(self.cache),
+            sharing=sharing,
+            frames=self.frames,
+            stop=self.stop,
+            tally=self.tally,
+        )
+
+    def run(
+        self, reading: ReadingStage, sharing: Sharing | None, progress: OnProgress | None
+    ) -> None:
+        """All three stages until the last thread has left."""
+        running, writing = self._running(), self._writing(sharing)
+        crew = _Crew(self.frames, self.tokens)
+        with _one_core_a_thread(self.backbone.device.type == "cpu"):
+            crew.start("reading", reading.run, self.threads["reading"], then=self.frames.close)
+            crew.start("backbone", running.run, self.threads["backbone"], then=self.tokens.close)
+            crew.start("writing", writing.run, self.threads["writing"])
+            crew.finish(lambda: progress(self.tally.progress()) if progress else None)
+
+    def _running(self) -> BackboneStage:
+        return BackboneStage(
+            self.backbone,
+            batch_size=self.batch_size,
+            stored_dtype=self.cache.spec.stored_dtype,
+            frames=self.frames,
+            tokens=self.tokens,
+            stop=self.stop,
+            tally=self.tally,
+        )
+
+    def _writing(self, sharing: Sharing | None) -> WritingStage:
+        return WritingStage(
+            self.cache,
+            overwrite=self.overwrite,
+            provenance=provenance(self.backbone, self.reader),
+            sharing=sharing,
+            tokens=self.tokens,
+            tally=self.tally,
+        )
 
 
 class _Crew:

@@ -27,8 +27,9 @@ from .place import (
     missing,
     require_bounded,
     require_span,
+    whole_of,
 )
-from .retry import PASSING_STATUS, PassingError, tried_again
+from .retry import PASSING_STATUS, PassingError, created, tried_again
 from .urls import refuse_secrets, shown_url
 
 if TYPE_CHECKING:
@@ -116,7 +117,10 @@ class HubPlace(Place):
     def put(self, key: str, source: bytes | Path, *, only_new: bool = False) -> bool:
         check_key(key)
         if only_new:
-            return self._asked(key, lambda: self._create(key, source))
+            data = whole_of(source)
+            return created(
+                self, key, data, lambda: self._once(key, lambda: self._create(key, data))
+            )
         self._commit([(key, source)])
         return True
 
@@ -134,24 +138,6 @@ class HubPlace(Place):
             num_bytes += size
         if batch:
             self._commit(batch)
-
-    def delete(self, key: str) -> None:
-        from huggingface_hub import CommitOperationDelete
-
-        check_key(key)
-        if self.size(key) is None:
-            return
-        path = self._prefix + key
-        self._asked(
-            key,
-            lambda: self._api.create_commit(
-                self._repository,
-                [CommitOperationDelete(path)],
-                commit_message=f"Delete {path}",
-                repo_type="dataset",
-                revision=self._revision,
-            ),
-        )
 
     def list(self, prefix: str) -> Iterator[PlacedObject]:
         folder = check_prefix(prefix)
@@ -227,7 +213,7 @@ class HubPlace(Place):
         if left:
             raise PassingError(f"{self.url}/{key}: the answer was cut off")
 
-    def _create(self, key: str, source: bytes | Path) -> bool:
+    def _create(self, key: str, data: bytes) -> bool:
         """Commit onto the very commit that has no such file; another in between: once more."""
         from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
@@ -240,7 +226,7 @@ class HubPlace(Place):
         if self._size(key, head) is not None:
             return False
         try:
-            self._send([(key, source)], parent=head)
+            self._send([(key, data)], parent=head)
         except HfHubHTTPError as error:
             if _status(error) == _MOVED_ON:
                 raise PassingError(f"{self.url}/{key}: others write there at once") from None
@@ -281,13 +267,13 @@ class HubPlace(Place):
         self._api.create_repo(self._repository, repo_type="dataset", private=True, exist_ok=True)
 
     def _asked(self, key: str, call: Callable[[], T]) -> T:
-        def once() -> T:
-            try:
-                return call()
-            except Exception as error:
-                raise self._translated(key, error) from None
+        return tried_again(lambda: self._once(key, call))
 
-        return tried_again(once)
+    def _once(self, key: str, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except Exception as error:
+            raise self._translated(key, error) from None
 
     def _translated(self, key: str, error: Exception) -> Exception:
         """The client's error as ours; its own words quote signed addresses."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
@@ -16,7 +15,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from ..errors import UsageError
-from ..files import create_exclusive, is_temporary, replacing, storage_errors
+from ..files import create_exclusive, is_temporary, replacing
 from .place import (
     Place,
     PlacedObject,
@@ -28,6 +27,7 @@ from .place import (
     missing,
     require_bounded,
     require_span,
+    whole_of,
 )
 from .urls import refuse_secrets, scheme_of, shown_url
 
@@ -87,18 +87,10 @@ class LocalPlace(Place):
     def put(self, key: str, source: bytes | Path, *, only_new: bool = False) -> bool:
         path = self._path(key)
         if only_new:
-            if isinstance(source, bytes):
-                return create_exclusive(path, source)
-            return _link_new(path, source)
+            return create_exclusive(path, whole_of(source))
         with replacing(path) as file:
             _copy(source, file)
         return True
-
-    def delete(self, key: str) -> None:
-        path = self._path(key)
-        if self.size(key) is not None:
-            with storage_errors(path):
-                path.unlink(missing_ok=True)
 
     def list(self, prefix: str) -> Iterator[PlacedObject]:
         folder = check_prefix(prefix)
@@ -193,18 +185,3 @@ def _copy(source: bytes | Path, target: BinaryIO) -> None:
     with source.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             target.write(block)
-
-
-def _link_new(path: Path, source: Path) -> bool:
-    """Create `path` from a file of any size; False when something stands there."""
-    beside = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.tmp")
-    with storage_errors(path):
-        with replacing(beside) as file:
-            _copy(source, file)
-        try:
-            os.link(beside, path)
-        except FileExistsError:
-            return False
-        finally:
-            beside.unlink()
-    return True

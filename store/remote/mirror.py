@@ -109,7 +109,8 @@ class MirrorBacking:
         found: list[FailureRecord] = []
         for placed in self.place.list(_FAILURES):
             name = f"{self.name}/{placed.key}"
-            with contextlib.suppress(MissingObjectError):  # the video has just succeeded
+            # The video has just succeeded; or it is damaged, which stops nothing.
+            with contextlib.suppress(MissingObjectError, CacheFormatError):
                 content = unseal(read_bounded(self.place, placed.key), name=name)
                 found.append(FailureRecord.from_json(content, name=name))
         return found

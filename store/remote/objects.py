@@ -32,8 +32,9 @@ from .place import (
     missing,
     require_bounded,
     require_span,
+    whole_of,
 )
-from .retry import PASSING_STATUS, PassingError, tried_again
+from .retry import PASSING_STATUS, PassingError, created, tried_again
 from .urls import refuse_secrets, scheme_of, shown_url, without_secrets
 
 if TYPE_CHECKING:
@@ -119,10 +120,10 @@ class ObjectPlace(Place):
     def put(self, key: str, source: bytes | Path, *, only_new: bool = False) -> bool:
         check_key(key)
         _require_same_process(self.url)
-        if isinstance(source, Path) and (only_new or source.stat().st_size <= _PART_BYTES):
+        if only_new:
+            return self._create(key, whole_of(source))
+        if isinstance(source, Path) and source.stat().st_size <= _PART_BYTES:
             source = source.read_bytes()
-        if only_new and isinstance(source, bytes):
-            return self._create(key, source)
         import obstore
 
         self._asked(
@@ -136,15 +137,6 @@ class ObjectPlace(Place):
             ),
         )
         return True
-
-    def delete(self, key: str) -> None:
-        import obstore
-
-        check_key(key)
-        try:
-            self._asked(key, lambda: obstore.delete(self._store, key))
-        except FileNotFoundError:
-            return  # some stores say so, some do not
 
     def list(self, prefix: str) -> Iterator[PlacedObject]:
         folder = check_prefix(prefix)
@@ -175,18 +167,10 @@ class ObjectPlace(Place):
             raise self._translated(folder, error) from None
 
     def _create(self, key: str, data: bytes) -> bool:
-        """Create an object; False when another is there.
-
-        An answer may be lost after the object was made: where a try failed before, what is there
-        is compared with what was to be made.
-        """
+        """Create an object; False when another is there."""
         import obstore
 
-        tries = 0
-
         def create() -> bool:
-            nonlocal tries
-            tries += 1
             try:
                 obstore.put(self._store, key, data, mode="create", use_multipart=False)
             except obstore.exceptions.AlreadyExistsError:
@@ -195,9 +179,7 @@ class ObjectPlace(Place):
                 raise self._translated(key, error) from None
             return True
 
-        return tried_again(create) or (
-            tries > 1 and self.size(key) == len(data) and (self.read(key, length=len(data)) == data)
-        )
+        return created(self, key, data, create)
 
     def _read_whole(self, key: str) -> bytes:
         import obstore
@@ -206,13 +188,17 @@ class ObjectPlace(Place):
             found = obstore.get(self._store, key)
             size = found.meta["size"]
             require_bounded(self.url, key, size)
-            data = b"".join(found.stream(min_chunk_size=_BLOCK_BYTES))
+            data = bytearray()
+            for block in found.stream(min_chunk_size=_BLOCK_BYTES):
+                data += block
+                if len(data) > size:  # the library does not compare them
+                    raise RemoteError(f"{self.url}/{key}: the server sent more than it announced")
         except RemoteError:
             raise
         except Exception as error:
             raise self._translated(key, error) from None
         require_span(self.url, key, size=len(data), start=0, length=size)
-        return data
+        return bytes(data)
 
     def _span(self, key: str, start: int, length: int | None) -> int:
         """How many bytes are meant; what is not known is asked for."""
@@ -278,7 +264,7 @@ class ObjectPlace(Place):
         message = f"{self.url}/{key}: {_reason(error, text)}"
         if any(server in text for server in _METADATA_SERVERS):
             return RemoteError(f"{self.url}/{key}: {_NO_CREDENTIALS}")
-        if not isinstance(error, exceptions.GenericError) or "UnexpectedRange" in text:
+        if not isinstance(error, exceptions.GenericError) or any(sign in text for sign in _FINAL):
             return RemoteError(message)
         status = re.search(r"status code: (\d{3})", text)
         if status is not None and int(status[1]) == _NOT_SATISFIABLE:
@@ -288,8 +274,10 @@ class ObjectPlace(Place):
         return PassingError(message)
 
 
+_FINAL = ("UnexpectedRange", "Content-Length Header missing")  # a server does so every time
 # What a library's error holds → what is said. The rest of its text quotes addresses and answers.
 _REASONS = (
+    ("Content-Length Header missing", "the server says no size; use one that does, such as nginx"),
     ("RangeNotSupported", "the server gives no byte ranges; use one that does, such as nginx"),
     ("UnexpectedRange", "the server sent other bytes than were asked for"),
     ("TimedOut", "no answer in time"),

@@ -90,7 +90,8 @@ class Place(Protocol):
     def put(self, key: str, source: bytes | Path, *, only_new: bool = False) -> bool:
         """Store bytes or a file under a key, replacing what is there.
 
-        only_new: leave what is there and return False; of any number of writers one gets True.
+        only_new: leave what is there and return False; of any number of writers of different bytes
+        one gets True. For small objects: a file is read whole.
         """
         ...
 
@@ -98,10 +99,6 @@ class Place(Protocol):
         """`put` each in order, together where the place counts its writes (a hub's commits)."""
         for key, source in items:
             self.put(key, source)
-
-    def delete(self, key: str) -> None:
-        """Remove an object; no matter if it is not there."""
-        ...
 
     def list(self, prefix: str) -> Iterator[PlacedObject]:
         """All objects below a folder (`records`, `records/3f`; "" for all), in any order.
@@ -176,6 +173,11 @@ def open_place(url: str, *, writable: bool = False) -> Place:
 
         return open_hub(url, writable=writable)
     raise UsageError(f"address {shown_url(url)}: unknown scheme {scheme!r}, expected {_SCHEMES}")
+
+
+def whole_of(source: bytes | Path) -> bytes:
+    """All of what `put` is given."""
+    return source if isinstance(source, bytes) else source.read_bytes()
 
 
 def missing(url: str, key: str) -> MissingObjectError:

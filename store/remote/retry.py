@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from .place import RemoteError
+from .place import Place, RemoteError
 
 T = TypeVar("T")
 TRIES = 5
@@ -21,6 +21,24 @@ PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})  # of HTTP
 
 class PassingError(RemoteError):
     """A failure that may be over in a moment."""
+
+
+def created(place: Place, key: str, data: bytes, create: Callable[[], bool]) -> bool:
+    """Whether `create`, tried again as `tried_again` does, made a new object of `data`.
+
+    An answer may be lost after the object was made: where a try failed before, what is there is
+    compared with what was to be made.
+    """
+    tries = 0
+
+    def once() -> bool:
+        nonlocal tries
+        tries += 1
+        return create()
+
+    if tried_again(once):
+        return True
+    return tries > 1 and place.size(key) == len(data) and place.read(key) == data
 
 
 def tried_again(call: Callable[[], T]) -> T:

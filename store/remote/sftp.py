@@ -35,8 +35,9 @@ from .place import (
     missing,
     require_bounded,
     require_span,
+    whole_of,
 )
-from .retry import PassingError, tried_again
+from .retry import PassingError, created, tried_again
 from .urls import refuse_secrets, shown_url
 
 if TYPE_CHECKING:
@@ -113,16 +114,12 @@ class SftpPlace(Place):
     def put(self, key: str, source: bytes | Path, *, only_new: bool = False) -> bool:
         """Written beside its name, then renamed; the size is compared before."""
         check_key(key)
-        return self._asked(key, lambda sftp: self._put(sftp, key, source, only_new))
-
-    def delete(self, key: str) -> None:
-        check_key(key)
-
-        def remove(sftp: SFTPClient) -> None:
-            with contextlib.suppress(FileNotFoundError):
-                sftp.remove(self._path(key))
-
-        self._asked(key, remove)
+        if not only_new:
+            return self._asked(key, lambda sftp: self._put(sftp, key, source))
+        data = whole_of(source)
+        return created(
+            self, key, data, lambda: self._once(key, lambda sftp: self._create(sftp, key, data))
+        )
 
     def list(self, prefix: str) -> Iterator[PlacedObject]:
         yield from self._walk(check_prefix(prefix))
@@ -133,11 +130,11 @@ class SftpPlace(Place):
             key = f"{folder}/{found.filename}" if folder else found.filename
             if is_temporary(found.filename) or not is_key(key):
                 continue
-            if S_ISLNK(found.st_mode):
+            if S_ISLNK(found.st_mode or 0):
                 raise RemoteError(f"{self.url}/{key}: a link, which is not followed; remove it")
-            if S_ISDIR(found.st_mode):
+            if S_ISDIR(found.st_mode or 0):
                 yield from self._walk(key)
-            elif S_ISREG(found.st_mode):
+            elif S_ISREG(found.st_mode or 0):
                 changed_ns = int(found.st_mtime or 0) * 10**9
                 yield PlacedObject(key=key, size=found.st_size, changed_ns=changed_ns)
 
@@ -175,26 +172,34 @@ class SftpPlace(Place):
         require_span(self.url, key, size=start + len(block), start=start, length=num_bytes)
         return block
 
-    def _put(self, sftp: SFTPClient, key: str, source: bytes | Path, only_new: bool) -> bool:
-        path = self._path(key)
-        if only_new and self._size(sftp, key) is not None:
+    def _put(self, sftp: SFTPClient, key: str, source: bytes | Path) -> bool:
+        with self._written_beside(sftp, key, source) as beside:
+            sftp.posix_rename(beside, self._path(key))
+        return True
+
+    def _create(self, sftp: SFTPClient, key: str, data: bytes) -> bool:
+        if self._size(sftp, key) is not None:
             return False
+        with self._written_beside(sftp, key, data) as beside:
+            try:
+                sftp.rename(beside, self._path(key))  # refuses to replace
+            except OSError:
+                if self._size(sftp, key) is None:
+                    raise
+                return False
+        return True
+
+    @contextlib.contextmanager
+    def _written_beside(self, sftp: SFTPClient, key: str, source: bytes | Path) -> Iterator[str]:
+        """A file of these bytes beside the one meant, which is gone at the end if still there."""
+        path = self._path(key)
         self._make_folder(sftp, posixpath.dirname(path))
         folder, name = posixpath.split(path)
         beside = f"{folder}/.{name[:80]}.{secrets.token_hex(6)}.tmp"
         try:
             with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
                 sftp.putfo(file, beside, confirm=True)
-            if not only_new:
-                sftp.posix_rename(beside, path)
-                return True
-            try:
-                sftp.rename(beside, path)  # refuses to replace
-            except OSError:
-                if self._size(sftp, key) is None:
-                    raise
-                return False
-            return True
+            yield beside
         finally:
             with contextlib.suppress(OSError, EOFError):
                 sftp.remove(beside)
@@ -202,16 +207,12 @@ class SftpPlace(Place):
     def _make_folder(self, sftp: SFTPClient, path: str) -> None:
         if path in self._made or path in ("", "/"):
             return
-        try:
-            there = S_ISDIR(sftp.stat(path).st_mode or 0)
-        except FileNotFoundError:
-            there = False
-        if not there:
+        if not _is_folder(sftp, path):
             self._make_folder(sftp, posixpath.dirname(path))
             try:
                 sftp.mkdir(path)
             except OSError:
-                if not S_ISDIR(sftp.stat(path).st_mode or 0):  # somebody else was quicker
+                if not _is_folder(sftp, path):  # else somebody was quicker
                     raise
         self._made.add(path)
 
@@ -219,15 +220,15 @@ class SftpPlace(Place):
         return f"{self._root}/{key}"
 
     def _asked(self, key: str, call: Callable[[SFTPClient], T]) -> T:
-        def once() -> T:
-            try:
-                return call(self._channel())
-            except (RemoteError, UsageError):
-                raise
-            except Exception as error:
-                raise self._translated(key, error) from None
+        return tried_again(lambda: self._once(key, call))
 
-        return tried_again(once)
+    def _once(self, key: str, call: Callable[[SFTPClient], T]) -> T:
+        try:
+            return call(self._channel())
+        except (RemoteError, UsageError):
+            raise
+        except Exception as error:
+            raise self._translated(key, error) from None
 
     def _channel(self) -> SFTPClient:
         """This thread's channel, on the one connection, which is opened when there is none."""
@@ -281,6 +282,13 @@ def _words(error: Exception) -> str:
     if isinstance(error, ConnectionError) or "Unable to connect" in str(error):
         return "the host takes no connection"
     return f"the connection or the server failed ({type(error).__name__})"
+
+
+def _is_folder(sftp: SFTPClient, path: str) -> bool:
+    try:
+        return S_ISDIR(sftp.stat(path).st_mode or 0)
+    except FileNotFoundError:
+        return False
 
 
 def _entries(sftp: SFTPClient, path: str) -> list[Any]:

@@ -26,7 +26,8 @@ from stat import S_ISREG
 from typing import Any, BinaryIO
 
 from ..errors import UsageError
-from ..files import StorageError, is_temporary, make_directory, storage_errors
+from ..files import StorageError, is_temporary, storage_errors
+from ..wording import bytes_said
 
 FOLDER_VARIABLE, SIZE_VARIABLE = "VIS4MER_CACHE_DIR", "VIS4MER_CACHE_SIZE"
 _MOST_BYTES = 100 * 10**9  # unless SIZE_VARIABLE says otherwise
@@ -34,7 +35,7 @@ _KEPT = 0.9  # of the limit, when something has to go: room for what comes next
 _UNSEEN = 0.05  # of the limit that this process adds before it looks what others did
 _UNFINISHED_SECONDS = 3600.0  # without a change: the writer of a file has ended
 _NAME = re.compile(r"[0-9a-f]{8,128}")
-_TRIES = 5  # to make a file in a folder that somebody else removes
+_TRIES, _PAUSE_SECONDS = 50, 0.002  # to make a file in a folder that somebody deletes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +61,26 @@ class _Kept:
 
 def default_shelf() -> Shelf:
     """The shelf of this user: $VIS4MER_CACHE_DIR, or ~/.cache/vis4mer; of $VIS4MER_CACHE_SIZE
-    (such as 200GB), or 100 GB, at most half of what is free. UsageError for a size that is none.
+    (such as 200GB), or 100 GB, at most half of what is free. UsageError for a size that is none, or
+    where there is no home.
     """
     given = os.environ.get(FOLDER_VARIABLE)
-    folder = Path(given) if given else Path.home() / ".cache" / "vis4mer"
+    try:
+        folder = Path(given) if given else Path.home() / ".cache" / "vis4mer"
+    except RuntimeError as error:  # such as a container's user whom nobody knows
+        raise UsageError(
+            f"this user has no home directory; set {FOLDER_VARIABLE} to one for copies of remote "
+            "objects"
+        ) from error
     size = os.environ.get(SIZE_VARIABLE)
     return Shelf(folder, limit_bytes=_parse_size(size) if size else None)
 
 
 def _parse_size(text: str) -> int:
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([kMGT]?)B?", text, re.ASCII)
-    if match is None:
+    size = bytes_said(text)
+    if size is None:
         raise UsageError(f"{SIZE_VARIABLE}={text[:40]!r}: expected a size such as 200GB")
-    return round(float(match[1]) * 1000.0 ** " kMGT".index(match[2] or " "))
+    return size
 
 
 class Shelf:
@@ -153,15 +161,16 @@ class Shelf:
     @contextlib.contextmanager
     def _beside(self, path: Path) -> Iterator[BinaryIO]:
         """A new file beside `path` to write and read, which is gone at the end if still there."""
-        for tried in range(_TRIES):
-            beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        for tried in range(1, _TRIES + 1):
             try:
-                make_directory(path.parent, durable=False)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 file = beside.open("x+b")
                 break
-            except FileNotFoundError:
-                if tried == _TRIES - 1:
+            except (FileNotFoundError, FileExistsError):  # somebody deletes all at this moment
+                if tried == _TRIES:
                     raise
+                time.sleep(_PAUSE_SECONDS)
         try:
             with file:
                 yield file

@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..wording import visible
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d{0,5})?")  # with a port, if there is a colon
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]*")
 # Names that stand before a secret in headers, queries, XML and the debug output of HTTP clients.
 _SECRET = re.compile(
@@ -40,7 +41,10 @@ def shown_url(url: str) -> str:
     scheme, _, rest = url.partition("://")
     rest = re.split(r"[?#]", rest, maxsplit=1)[0]
     authority, slash, path = rest.partition("/")
-    return visible(f"{scheme.lower()}://{authority.rpartition('@')[2]}{slash}{path.rstrip('/')}")
+    host = authority.rpartition("@")[2]
+    if not _HOST.fullmatch(host):  # a password with a / ? or # in it, which is cut at none of them
+        return visible(f"{scheme.lower()}://…")
+    return visible(f"{scheme.lower()}://{host}{slash}{path.rstrip('/')}")
 
 
 def refuse_secrets(url: str, *, user_allowed: bool = False) -> None:
@@ -50,8 +54,11 @@ def refuse_secrets(url: str, *, user_allowed: bool = False) -> None:
         user = parts.username is not None and not user_allowed
         carried = bool(parts.query or parts.fragment or parts.password is not None or user)
         _ = parts.port
-    except ValueError as error:
-        raise UsageError(f"address {shown_url(url)}: no address ({error})") from error
+    except ValueError:  # whose words quote a part of it
+        raise UsageError(
+            f"address {shown_url(url)}: no address, expected SCHEME://HOST[:PORT]/PATH and no user "
+            "or password; put credentials in the environment"
+        ) from None
     if carried:
         raise UsageError(
             f"address {shown_url(url)}: it carries a user, password, query or fragment, which "

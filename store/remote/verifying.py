@@ -6,19 +6,26 @@ the end. Many videos at a time, since each mostly waits for an answer.
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..cache import Cache
 from ..errors import CacheFormatError, DamagedEntryError
+from ..files import storage_errors
 from ..records import PACKS, EntryRecord
 from ..transfer.contents import Contents, read_contents, record_key, table_key
 from ..verify import Problem, VerifyMode, VerifyReport, entry_problems
 from .mirror import READERS, MirrorBacking, mirror_of
 from .place import MissingObjectError, Place
 from .shelf import Shelf
+
+_FOLDER = "verify-"
+_ABANDONED_SECONDS = 24 * 3600.0
 
 
 def verify_remote(
@@ -29,12 +36,27 @@ def verify_remote(
     Of a place that cannot list, what catalog.json names is checked.
     """
     backing = mirror_of(cache)
-    backing.shelf.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=backing.shelf.folder, prefix="verify-") as folder:
-        shelf = Shelf(Path(folder), limit_bytes=backing.shelf.limit_bytes)
+    with _own_folder(backing.shelf.folder) as folder:
+        most = min(backing.shelf.limit_bytes, Shelf(folder).limit_bytes)
+        shelf = Shelf(folder, limit_bytes=most)
         contents = read_contents(backing.place)
         check = _Check(contents, MirrorBacking(contents, shelf, fresh=True), mode)
         return check.run(progress)
+
+
+@contextlib.contextmanager
+def _own_folder(parent: Path) -> Iterator[Path]:
+    """A folder for this check alone, removed at the end; those of killed ones are removed too."""
+    with storage_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        for old in parent.glob(f"{_FOLDER}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - old.lstat().st_mtime > _ABANDONED_SECONDS:
+                    shutil.rmtree(old)  # which a check that still runs survives
+        with tempfile.TemporaryDirectory(
+            dir=parent, prefix=_FOLDER, ignore_cleanup_errors=True
+        ) as folder:
+            yield Path(folder)
 
 
 class _Check:

@@ -84,7 +84,7 @@ class Summing(RawIOBase):
     def write(self, data: Any) -> int:
         self._write(data)
         self.size += len(data)
-        self.crc32c = crc32c(bytes(data), self.crc32c)
+        self.crc32c = crc32c(data, self.crc32c)
         return len(data)
 
 

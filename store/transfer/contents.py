@@ -18,7 +18,7 @@ from ..errors import CacheFormatError, UsageError
 from ..files import MAX_JSON_BYTES, unseal
 from ..keys import KEY_PATTERN, fan, is_task_path
 from ..records import RECORDS, EntryRecord
-from ..remote.place import MissingObjectError, Place, PlacedObject
+from ..remote.place import MAX_WHOLE_BYTES, MissingObjectError, Place, PlacedObject
 from ..spec import CacheSpec
 from ..tasks import TaskTable
 from ..wording import first_line
@@ -99,6 +99,8 @@ def table_key(reference: str) -> str:
 
 def read_bounded(place: Place, key: str, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """A JSON object; CacheFormatError when it is larger than any we write."""
+    if max_bytes <= MAX_WHOLE_BYTES:  # which the place itself looks to, in one request
+        return place.read(key)
     size = place.size(key)
     if size is None:
         raise MissingObjectError(f"{place.url}/{key}: not there")
@@ -132,15 +134,15 @@ def _current_rows(
     catalog lacks is read."""
     listed = dict(_listed_records(place))
     rows = {
-        key: row
+        key: known[key]
         for key, found in listed.items()
-        if (row := known.get(key)) is not None and _is_current(row, found)
+        if key in known and _is_current(known[key], found)
     }
     damaged = []
     lacking = [key for key in listed if key not in rows]
     with ThreadPoolExecutor(READERS) as readers:
         for key, row in zip(
-            lacking, readers.map(lambda key: _read_row(place, key), lacking), strict=True
+            lacking, readers.map(lambda key: _read_row(place, listed[key]), lacking), strict=True
         ):
             if isinstance(row, CatalogRow):
                 rows[key] = replace(row, mtime_ns=listed[key].changed_ns or 0)
@@ -156,11 +158,13 @@ def _is_current(row: CatalogRow, found: PlacedObject) -> bool:
     return row.size == found.size and found.changed_ns in (None, row.mtime_ns, whole_seconds)
 
 
-def _read_row(place: Place, key: str) -> CatalogRow | CacheFormatError | None:
+def _read_row(place: Place, found: PlacedObject) -> CatalogRow | CacheFormatError | None:
     """A record's row; what is wrong with it; None for one that was removed a moment ago."""
+    name, key = f"{place.url}/{found.key}", found.key.rpartition("/")[2].removesuffix(".json")
+    if found.size > MAX_JSON_BYTES:
+        return CacheFormatError(f"{name}: {found.size} bytes of JSON, at most {MAX_JSON_BYTES}")
     try:
-        data = read_bounded(place, record_key(key))
-        return parse_row(key, data, name=f"{place.url}/{record_key(key)}")
+        return parse_row(key, read_bounded(place, found.key), name=name)
     except MissingObjectError:
         return None
     except CacheFormatError as error:

@@ -11,13 +11,16 @@ in packs there, so that any Zarr reader opens them.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..cache import Cache, create_cache, ensure_groups, find_cache, spec_bytes
+from ..cache import Cache, create_cache, ensure_groups, find_cache, open_cache, spec_bytes
+from ..catalog import load_snapshot
 from ..errors import (
     CacheFormatError,
     DamagedEntryError,
@@ -34,6 +37,7 @@ from ..files import (
     write_atomic,
 )
 from ..records import EntryRecord, record_path
+from ..remote.local import LocalPlace
 from ..remote.place import MissingObjectError, Place, TornObjectError, open_place
 from ..replacement import commit_over, rearranging
 from ..spec import require_same, require_writable
@@ -78,6 +82,21 @@ def pull_cache(
     return pull.run(jobs=jobs, dry_run=dry_run, stop=stop, progress=progress)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """present: how many entries are here already. without: ids that lack some of what was asked.
+    failures: records there that do not check."""
+
+    copies: tuple[EntryCopy, ...]
+    present: int
+    without: tuple[str, ...]
+    failures: tuple[TransferFailure, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(copy.num_bytes for copy in self.copies)
+
+
 class _Pull:
     def __init__(self, contents: Contents, root: Path, selection: Selection) -> None:
         self._contents = contents
@@ -86,6 +105,12 @@ class _Pull:
         self._selection = selection
         self._spec = selection.spec(contents.spec)
         self._failures = [TransferFailure(id=None, reason=reason) for reason in contents.damaged]
+        if (
+            isinstance(self._place, LocalPlace)
+            and root.exists()
+            and root.samefile(self._place.root)
+        ):
+            raise UsageError(f"{root} is the place itself; name another folder")
         self._cache = find_cache(root)
         require_writable(contents.spec, contents.spec, name=self._place.url)
         if self._cache is not None:
@@ -105,46 +130,86 @@ class _Pull:
         table = None if chosen.task is None else self._contents.table(chosen.task)
         keys = {row.id: key for key, row in self._contents.rows.items()}
         ids, lacking = chosen.chosen(list(keys), table, name=name)
-        copies, present, without = self._plan([keys[entry_id] for entry_id in ids])
-        num_bytes = sum(copy.num_bytes for copy in copies)
-        tally = Tally(num_videos=len(copies), num_bytes=num_bytes, progress=progress)
+        wanted = [keys[entry_id] for entry_id in ids]
         copied: list[str] = []
         written: list[str] = []
-        if not dry_run:
-            self._require_room(num_bytes)
-            cache = self._target_cache()
-            with rearranging(self._root):
-                copied = self._copy(copies, cache, tally, jobs=jobs, stop=stop)
+        moved_bytes = 0
+        with contextlib.ExitStack() as alone:
+            plan = self._plan(wanted) if dry_run else self._begin(wanted, alone)
+            self._failures += plan.failures
+            if not dry_run:
+                cache = self._target_cache()
+                tally = Tally(
+                    num_videos=len(plan.copies), num_bytes=plan.num_bytes, progress=progress
+                )
+                copied = self._copy(plan.copies, cache, tally, jobs=jobs, stop=stop)
                 written = self._copy_tables(cache, references)
                 cache.write_catalog()
-        done = set(copied)
+                moved_bytes = tally.moved_bytes
+        return self._summary(
+            plan,
+            began=began,
+            dry_run=dry_run,
+            lacking=lacking,
+            copied=copied,
+            written=written,
+            moved_bytes=moved_bytes,
+        )
+
+    def _summary(
+        self,
+        plan: _Plan,
+        *,
+        began: float,
+        dry_run: bool,
+        lacking: Sequence[str],
+        copied: Sequence[str],
+        written: Sequence[str],
+        moved_bytes: int,
+    ) -> TransferSummary:
+        copies, done = plan.copies, set(copied)
         failed = {failure.id for failure in self._failures}
         return TransferSummary(
-            source=name,
+            source=self._place.url,
             target=str(self._root),
             dry_run=dry_run,
             copied=tuple(copy.record.id for copy in copies) if dry_run else tuple(sorted(copied)),
-            present=present,
+            present=plan.present,
             replaced=tuple(c.record.id for c in copies if c.replaces and c.record.id in done),
             lacking=tuple(lacking),
-            without_arrays=tuple(without),
+            without_arrays=plan.without,
             failures=tuple(self._failures),
             tasks=tuple(written),
             num_packs=0,
-            num_bytes=num_bytes if dry_run else tally.moved_bytes,
+            num_bytes=plan.num_bytes if dry_run else moved_bytes,
             left=0 if dry_run else sum(c.record.id not in done | failed for c in copies),
             seconds=time.monotonic() - began,
         )
 
-    def _plan(self, keys: Sequence[str]) -> tuple[list[EntryCopy], int, list[str]]:
-        """(what to copy, how many are here already, ids that lack some of what was asked)."""
-        copies, without, present = [], [], 0
+    def _begin(self, wanted: Sequence[str], alone: contextlib.ExitStack) -> _Plan:
+        """What to copy into the cache here, which nobody else rearranges from the look at what
+        stands in it until `alone` ends. Without enough room nothing is made."""
+        plan = None
+        if self._cache is None:
+            plan = self._plan(wanted)
+            self._require_room(plan.num_bytes)
+            create_cache(self._root, self._spec)
+        alone.enter_context(rearranging(self._root))
+        self._cache = open_cache(self._root)
+        require_same(self._cache.spec, self._contents.spec, name=str(self._root))
+        if plan is None or load_snapshot(self._root).rows:
+            plan = self._plan(wanted)
+            self._require_room(plan.num_bytes)
+        return plan
+
+    def _plan(self, keys: Sequence[str]) -> _Plan:
+        copies, without, failures, present = [], [], [], 0
         for key in keys:
             try:
                 source = self._contents.record(key)
             except CacheFormatError as error:
                 entry_id = self._contents.rows[key].id
-                self._failures.append(TransferFailure(id=entry_id, reason=first_line(error)))
+                failures.append(TransferFailure(id=entry_id, reason=first_line(error)))
                 continue
             if lacks_some(source, self._selection, self._contents.spec):
                 without.append(source.id)
@@ -156,7 +221,9 @@ class _Pull:
                 present += 1
             else:
                 copies.append(copy)
-        return copies, present, without
+        return _Plan(
+            copies=tuple(copies), present=present, without=tuple(without), failures=tuple(failures)
+        )
 
     def _standing(self, entry_id: str) -> EntryRecord | None:
         """The entry's record here; None where there is none that checks."""
@@ -181,9 +248,7 @@ class _Pull:
 
     def _target_cache(self) -> Cache:
         """The cache here, whose spec names the arrays that it holds after this."""
-        if self._cache is None:
-            return create_cache(self._root, self._spec)
-        stored = self._cache.spec
+        stored = open_cache(self._root).spec
         require_writable(stored, stored, name=str(self._root))
         spec = joined(stored, self._spec)
         if spec != stored:
@@ -271,6 +336,8 @@ class _Pull:
         objects = copy.record.objects
         ensure_groups(self._root, copy.record.key)
         with storage_errors(folder):
+            if folder.is_dir():
+                os.utime(folder)  # `gc` counts from here, where no lock keeps it away
             remove_unfinished_in(folder)
         lacking = [path for path in copy.paths if not is_sound(folder / path, objects[path])]
         found = set(copy.paths).difference(lacking)

@@ -27,7 +27,9 @@ from ..layout import group_metadata
 from ..packs import DEFAULT_PACK_BYTES, UnsoundEntryError, lay_out, plan_packs, write_pack
 from ..provenance import without_private
 from ..records import EntryRecord
+from ..remote.local import LocalPlace
 from ..remote.place import MissingObjectError, Place, open_place
+from ..replacement import rearranging
 from ..spec import CacheSpec, require_same, require_writable
 from ..wording import first_line
 from .card import CARD, card_for, is_generated
@@ -90,6 +92,7 @@ class _Push:
         self._num_packs = 0
         self._groups: set[str] = set()
         self._lock = threading.Lock()
+        _require_here(cache, place)
         require_writable(cache.spec, cache.spec, name=str(cache.path))  # all of it is understood
         self._spec = selection.spec(cache.spec)
         self._there = find_contents(place)
@@ -119,9 +122,10 @@ class _Push:
         written: list[str] = []
         if not dry_run:
             self._begin(copies)
-            copied = self._copy(copies, tally, jobs=jobs, stop=stop)
-            written = self._copy_tables(references)
-            self._finish(card=card)
+            with self._kept():
+                copied = self._copy(copies, tally, jobs=jobs, stop=stop)
+                written = self._copy_tables(references)
+                self._finish(card=card)
         done, failed = set(copied), {failure.id for failure in self._failures}
         return TransferSummary(
             source=name,
@@ -139,6 +143,13 @@ class _Push:
             left=0 if dry_run else sum(c.record.id not in done | failed for c in copies),
             seconds=time.monotonic() - began,
         )
+
+    def _kept(self) -> contextlib.AbstractContextManager[None]:
+        """In a directory, `gc` takes nothing that an earlier push has left, and that this one is
+        about to name, for garbage. Other pushes may go on there."""
+        if isinstance(self._place, LocalPlace):
+            return rearranging(self._place.root, shared=True)
+        return contextlib.nullcontext()
 
     def _plan(self, ids: Sequence[str]) -> tuple[list[EntryCopy], int, list[str]]:
         """(what to copy, how many are there already, ids that lack some of what was asked)."""
@@ -227,7 +238,8 @@ class _Push:
 
     def _parcels(self, copies: Sequence[EntryCopy]) -> Iterator[_Parcel]:
         """What widens an entry that lies loose there stays beside it, also when packs are made."""
-        loose = [copy for copy in copies if copy.extends or self._pack_bytes is None]
+        large_first = sorted(copies, key=lambda copy: -copy.num_bytes)  # so that none is waited for
+        loose = [copy for copy in large_first if copy.extends or self._pack_bytes is None]
         if self._pack_bytes is not None:
             by_key = {copy.record.key: copy for copy in copies if not copy.extends}
             for records in plan_packs([c.record for c in by_key.values()], self._pack_bytes):
@@ -359,13 +371,21 @@ class _Push:
             return False
 
 
+def _require_here(cache: Cache, place: Place) -> None:
+    if isinstance(place, LocalPlace) and place.root.exists() and cache.path.samefile(place.root):
+        raise UsageError(f"{cache.path} is the place itself; name another folder or URL")
+
+
 def _require_no_others(place: Place) -> None:
     """UsageError where other things stand: a mistyped address must not be strewn with files."""
     if not place.can_list:
         return
     for found in place.list(""):
-        if not _OTHERS.fullmatch(found.key):
+        if _OTHERS.fullmatch(found.key):
+            continue
+        if place.size("zarr.json") is None:  # else another push has begun at this moment
             raise UsageError(
                 f"{place.url} holds other things ({found.key}) and no feature cache; name a new "
                 "or empty folder"
             )
+        return
