@@ -42,6 +42,7 @@ from vis4mer.store.packing import pack_cache, unpack_cache
 from vis4mer.store.packs import lay_out, plan_packs, write_pack
 from vis4mer.store.pooling import pool_cache
 from vis4mer.store.summary import summarise
+from vis4mer.store.transfer.push import push_cache
 from vis4mer.store.verify import verify_cache
 
 DTYPES = ("float16", "bfloat16", "int8")
@@ -467,6 +468,11 @@ def test_arrays_of_other_codecs_stay_loose(tmp_path):
     assert (summary.kept_loose, summary.changed, summary.failures) == (("v0",), ("v1",), ())
     again = pack_cache(open_cache(cache.path))
     assert (again.kept_loose, again.changed, again.exit_code) == (("v0",), (), 0)
+
+    unpack_cache(cache, free_at_once=True)
+    push_cache(cache.path, str(tmp_path / "there"), pack_bytes=10**6)
+    there = open_cache(tmp_path / "there")
+    assert [there.record(i).pack is None for i in ("v0", "v1")] == [True, False]
 
 
 @pytest.mark.parametrize("offset", [0, 700, -1])

@@ -20,11 +20,18 @@ from pathlib import Path
 
 from ..cache import Cache, open_cache, parse_spec, spec_bytes
 from ..catalog import CATALOG, catalog_bytes
-from ..errors import CacheFormatError, UsageError
+from ..errors import CacheFormatError, DamagedEntryError, UsageError
 from ..files import canonical_json, seal
 from ..keys import fan
 from ..layout import group_metadata
-from ..packs import DEFAULT_PACK_BYTES, UnsoundEntryError, lay_out, plan_packs, write_pack
+from ..packs import (
+    DEFAULT_PACK_BYTES,
+    UnsoundEntryError,
+    is_packable,
+    lay_out,
+    plan_packs,
+    write_pack,
+)
 from ..provenance import without_private
 from ..records import EntryRecord
 from ..remote.local import LocalPlace
@@ -237,11 +244,12 @@ class _Push:
         return copied
 
     def _parcels(self, copies: Sequence[EntryCopy]) -> Iterator[_Parcel]:
-        """What widens an entry that lies loose there stays beside it, also when packs are made."""
+        """Packs, if any are made; loose is what cannot be packed or widens a loose entry there."""
+        packable = set() if self._pack_bytes is None else self._packable(copies)
         large_first = sorted(copies, key=lambda copy: -copy.num_bytes)  # so that none is waited for
-        loose = [copy for copy in large_first if copy.extends or self._pack_bytes is None]
+        loose = [copy for copy in large_first if copy.record.key not in packable]
         if self._pack_bytes is not None:
-            by_key = {copy.record.key: copy for copy in copies if not copy.extends}
+            by_key = {copy.record.key: copy for copy in copies if copy.record.key in packable}
             for records in plan_packs([c.record for c in by_key.values()], self._pack_bytes):
                 chosen = tuple(by_key[record.key] for record in records)
                 yield _Parcel(copies=chosen, packed=True)
@@ -255,6 +263,16 @@ class _Push:
             parcel.append(copy)
         if parcel:
             yield _Parcel(copies=tuple(parcel))
+
+    def _packable(self, copies: Sequence[EntryCopy]) -> set[str]:
+        """The keys of what may lie in packs; also of damaged entries, which fail on the way."""
+        keys: set[str] = set()
+        for copy in copies:
+            with contextlib.suppress(DamagedEntryError):
+                if copy.extends or not is_packable(self._cache.backing, copy.source):
+                    continue
+            keys.add(copy.record.key)
+        return keys
 
     def _without(self, parcel: _Parcel, error: UnsoundEntryError) -> list[_Parcel]:
         """What is left of a parcel that one of its entries has spoilt."""
