@@ -67,7 +67,7 @@ from vis4mer.store.verify import verify_cache
 from vis4mer.store.workers import Worker, worker_path
 
 LONGEST_MESSAGE = 1500
-LONGEST_SECONDS = 20
+LONGEST_SECONDS = 90
 MEMORY_FACTOR, MEMORY_CONSTANT = 40, 8 << 20  # times the files; and what any reading takes
 SPARE_BYTES = 2 << 30  # of address space, beyond what the libraries took
 LENGTHS = (3, 5, 4)  # frames of each video; the last one lies in a pack

@@ -15,6 +15,7 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,11 @@ def frame_cost(spec: CacheSpec, array: str) -> int:
     )
 
 
+def token_cost(spec: CacheSpec) -> int:
+    """Stored bytes of one token, its scale included."""
+    return frame_cost(spec, "patch") // spec.tokens_per_frame("patch")
+
+
 def _check(record: EntryRecord, spec: CacheSpec, name: str) -> None:
     """Shapes follow from the spec; a record that claims others is refused before allocation."""
     try:
@@ -229,9 +235,22 @@ def _check(record: EntryRecord, spec: CacheSpec, name: str) -> None:
     for path in ("zarr.json", *(f"{array}/zarr.json" for array in expected)):
         if path not in record.objects:
             raise CacheFormatError(f"{name}: lists no object {path}")
-    if record.pack is not None and record.pack.offsets.keys() != record.objects.keys():
-        odd = sorted(record.pack.offsets.keys() ^ record.objects.keys())[0]
+    if record.pack is not None:
+        _check_offsets(record.pack.offsets, record.objects, name)
+
+
+def _check_offsets(
+    offsets: Mapping[str, int], objects: Mapping[str, StoredObject], name: str
+) -> None:
+    """Each object has bytes of its own."""
+    if offsets.keys() != objects.keys():
+        odd = sorted(offsets.keys() ^ objects.keys())[0]
         raise CacheFormatError(f"{name}: object {odd[:80]!r} is not both listed and packed")
+    for path, after in pairwise(sorted(offsets, key=lambda path: (offsets[path], path))):
+        if offsets[path] + objects[path].size > offsets[after]:
+            raise CacheFormatError(
+                f"{name}: objects {path[:80]!r} and {after[:80]!r} overlap in their pack"
+            )
 
 
 def _is_pooled_copy(spec: CacheSpec, array: str) -> bool:

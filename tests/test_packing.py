@@ -531,6 +531,8 @@ def test_a_pack_that_is_not_there_as_recorded(tmp_path, damage):
         ({"zarr.json": 10**400}, "an integer of at most 9007199254740992"),
         ({"../zarr.json": 0}, "is not both listed and packed"),
         ({"patch/c/9/0/0": 0}, "is not both listed and packed"),
+        ({"patch/c/0/0/0": 0}, "'patch/c/0/0/0' and 'zarr.json' overlap in their pack"),
+        ({"prefix/c/0/0/0": 1}, "'zarr.json' and 'prefix/c/0/0/0' overlap in their pack"),
     ],
     ids=str,
 )
@@ -574,17 +576,18 @@ def test_offsets_outside_the_pack_are_met_before_anything_is_read(tmp_path, offs
 
 
 def test_an_offset_at_other_bytes_is_never_taken_for_tokens(tmp_path):
-    cache = one_entry(tmp_path, num_frames=2)
+    cache = cache_of(tmp_path, frames=(2, 2))
     pack_cache(cache)
+    other = open_cache(cache.path).record("v1").pack
 
     def lie(record):
-        record["pack"]["offsets"]["patch/c/0/0/0"] -= 4
+        record["pack"]["offsets"]["patch/c/0/0/0"] = other.offsets["patch/c/0/0/0"] - 4
 
-    edit_record(open_cache(cache.path), "clip.mp4", lie)
+    edit_record(open_cache(cache.path), "v0", lie)
     reader = open_cache(cache.path)
     for verify in (True, False):
         with pytest.raises(DamagedEntryError, match="index fails its checksum"):
-            reader.read("clip.mp4", verify=verify)
+            reader.read("v0", verify=verify)
     assert not verify_cache(reader, "full").ok
 
 
