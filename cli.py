@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__, console
-from .commands import ablate, bench, both, cache, datasets, decode, extract, pretrain, report
+from .commands import ablate, bench, both, cache, datasets, decode, extract, pretrain, report, slurm
 from .commands import checking as _checking  # noqa: F401 - adds itself to `cache`
 from .commands import status as _status  # noqa: F401 - adds itself to `cache`
 from .commands import transfer as _transfer  # noqa: F401 - adds itself to `cache`
@@ -47,7 +47,7 @@ class OneLineErrors(TyperGroup):
 def _report(error: BaseException) -> int:
     """Print what went wrong, in one line; the exit code."""
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        console.print_error("interrupted; extraction and training go on with the same command")
+        console.print_error("interrupted; the same command goes on from what it has done")
         return EXIT_INTERRUPTED
     if type(error).__name__ == "NoArgsIsHelpError":
         typer.echo(getattr(error, "ctx").get_help())  # noqa: B009 - no public type
@@ -64,7 +64,7 @@ def _report(error: BaseException) -> int:
     if hasattr(error, "exit_code"):  # Vis4merError
         console.print_error(str(error))
         return int(error.exit_code)
-    if isinstance(error, (OSError, MemoryError)):
+    if isinstance(error, (OSError, MemoryError)) or _is_out_of_memory(error):
         console.print_error(f"{error} ({type(error).__name__}); --debug shows where")
         return 1
     console.print_error(
@@ -72,6 +72,11 @@ def _report(error: BaseException) -> int:
         "output of the same command and --debug"
     )
     return 1
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Of torch's own errors, which are no MemoryError: on a GPU, and on a CPU by its words."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 app = typer.Typer(
@@ -103,6 +108,7 @@ def root(
 
 app.command()(extract.extract)
 app.command()(extract.label)
+app.command(cls=slurm.KeepsDashes, context_settings=slurm.PASS_ON)(slurm.slurm)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(cache.app, name="cache")
 app.command()(pretrain.pretrain)

@@ -19,6 +19,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from .store.wording import human_bytes as human_bytes
+from .store.wording import human_seconds as human_seconds
 from .store.wording import visible
 
 PLAIN_LINE_SECONDS = 10.0
@@ -80,25 +82,6 @@ def print_table(
         out.print(table)
     for line in plain.get().splitlines():
         print_line(line.rstrip())  # in a file nobody needs the padding
-
-
-def human_bytes(count: float) -> str:
-    """1536 → "1.5 kB", decimal units as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def human_seconds(seconds: float) -> str:
-    """Seconds as a person says them: 42 s, 3 min 20 s, 5 h 12 min."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def shown(text: str) -> str:

@@ -34,10 +34,11 @@ from vis4mer.decode.ablate.presets import build_preset
 from vis4mer.decode.ablate.rows import SweepRow
 from vis4mer.decode.ablate.running import run_sweep
 from vis4mer.decode.ablate.sweep import Point
-from vis4mer.decode.data.clips import read_ahead, read_clip
+from vis4mer.decode.data.ahead import read_ahead
 from vis4mer.decode.data.loader import TrainLoader
 from vis4mer.decode.data.plan import Sample, WindowPlan, split_samples
 from vis4mer.decode.data.sharing import SharedEpoch
+from vis4mer.decode.data.stored_clips import read_clip
 from vis4mer.decode.device import Compute
 from vis4mer.decode.runs.results import TrainResult
 from vis4mer.decode.train import train_decoder

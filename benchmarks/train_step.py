@@ -1,7 +1,10 @@
 """One training step of ViS4mer with AdamW: time and peak memory of a process of its own.
 
-    python benchmarks/train_step.py                           official, batch 1, both precisions
-    python benchmarks/train_step.py --batch 8 --variant paper
+    python benchmarks/train_step.py            official; batch 1, 8, and 1 of 8 times the frames
+    python benchmarks/train_step.py --batches 8 --longer 1 --variant paper
+
+The cost a token is compared with that of batch 1 at the shorter length: CPU seconds, and memory
+beyond what the process held before its first step.
 
 Every row is measured in a fresh process: seconds are the median over steps after the first two,
 the peak is the process's largest resident size, with Python, torch and the tokens in it. Tokens
@@ -39,6 +42,7 @@ class Row:
 
     precision: str
     batch: int
+    tokens: int
     seconds: float
     cpu_seconds: float
     peak_megabytes: float
@@ -66,7 +70,8 @@ def measure(arguments: argparse.Namespace, precision: str) -> Row:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     batch = random_batch(arguments)
-    options = {"variant": arguments.variant, "mixer": arguments.mixer}
+    options: dict[str, object] = {"variant": arguments.variant, "mixer": arguments.mixer}
+    options["recompute"] = arguments.recompute
     if arguments.convolution:
         options["convolution"] = arguments.convolution
     model = build_decoder("vis4mer", shape=batch.shape, num_outputs=4, options=options)
@@ -85,6 +90,7 @@ def measure(arguments: argparse.Namespace, precision: str) -> Row:
     return Row(
         precision=precision,
         batch=arguments.batch,
+        tokens=arguments.frames * arguments.grid**2,
         seconds=statistics.median(wall[2:]),
         cpu_seconds=statistics.median(cpu[2:]),
         peak_megabytes=resident_peak_megabytes(),
@@ -92,12 +98,36 @@ def measure(arguments: argparse.Namespace, precision: str) -> Row:
     )
 
 
-def main() -> None:
+def per_token(rows: list[Row]) -> list[dict[str, float | None]]:
+    """Of each row: microseconds of CPU and bytes a token, and both over those of the first row of
+    its precision."""
+    found: list[dict[str, float | None]] = []
+    first: dict[str, dict[str, float]] = {}
+    for row in rows:
+        tokens = row.batch * row.tokens
+        costs = {
+            "cpu_us_a_token": 1e6 * row.cpu_seconds / tokens,
+            "bytes_a_token": 2**20 * (row.peak_megabytes - row.megabytes_before) / tokens,
+        }
+        start = first.setdefault(row.precision, costs)
+        ratios = {
+            f"{name}_ratio": cost / start[name] if start[name] else None
+            for name, cost in costs.items()
+        }
+        found.append({**costs, **ratios})
+    return found
+
+
+def parsed(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--variant", choices=("official", "paper"), default="official")
     parser.add_argument("--mixer", default="s4")
     parser.add_argument("--convolution", choices=("blocks", "fft"))
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument(
+        "--longer", type=int, default=8, help="also batch 1 of so many times frames"
+    )
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--grid", type=int, default=14)
     parser.add_argument("--dim", type=int, default=1024)
@@ -105,34 +135,60 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("bfloat16", "float32", "both"), default="both")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--batch", type=int, help="with --in-process: the one to measure")
     parser.add_argument("--in-process", action="store_true", help="measure here, print JSON")
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def measured_apart(given: list[str], precision: str, batch: int, frames: int) -> Row:
+    """In a process of its own, with the arguments given here."""
+    own = ["--in-process", "--precision", precision, "--batch", str(batch), "--frames", str(frames)]
+    command = [sys.executable, __file__, *given, *own]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return Row(**json.loads(output))
+
+
+def main(argv: list[str] | None = None) -> None:
+    given = sys.argv[1:] if argv is None else argv
+    arguments = parsed(given)
     if arguments.in_process:
         json.dump(asdict(measure(arguments, arguments.precision)), sys.stdout)
         return
+    sizes = [(batch, arguments.frames) for batch in arguments.batches]
+    if arguments.longer > 1:
+        sizes.append((1, arguments.longer * arguments.frames))
     both = arguments.precision == "both"
-    rows = []
-    for precision in ("bfloat16", "float32") if both else (arguments.precision,):
-        command = [sys.executable, *sys.argv, "--in-process", "--precision", precision]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        rows.append(Row(**json.loads(output)))
-    tokens = arguments.frames * arguments.grid**2
+    rows = [
+        measured_apart(given, precision, *size)
+        for precision in (("bfloat16", "float32") if both else (arguments.precision,))
+        for size in sizes
+    ]
     about = {
-        "decoder": f"{arguments.variant}, {arguments.mixer}, D = {arguments.dim}, L = {tokens}",
+        "decoder": f"{arguments.variant}, {arguments.mixer}, D = {arguments.dim}",
         "machine": f"{platform.processor() or platform.machine()}, {arguments.threads} threads",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
     }
+    costs = per_token(rows)
     if arguments.json:
-        json.dump({**about, "rows": [asdict(row) for row in rows]}, sys.stdout, indent=2)
+        found = [asdict(row) | cost for row, cost in zip(rows, costs, strict=True)]
+        json.dump({**about, "rows": found}, sys.stdout, indent=2)
         return
     print("; ".join(about.values()), end="\n\n")
     print(
-        f"{'precision':<12}{'batch':>6}{'s/step':>10}{'CPU s/step':>12}{'peak MB':>10}{'before':>9}"
+        f"{'precision':<12}{'batch':>6}{'tokens':>8}{'s/step':>9}{'CPU s':>8}{'peak MB':>9}"
+        f"{'before':>8}{'CPU/token':>11}{'MB/token':>10}"
     )
-    for row in rows:
+    for row, cost in zip(rows, costs, strict=True):
+        ratios = "".join(
+            f"{'-' if ratio is None else format(ratio, '.2f'):>{width}}"
+            for ratio, width in (
+                (cost["cpu_us_a_token_ratio"], 11),
+                (cost["bytes_a_token_ratio"], 10),
+            )
+        )
         print(
-            f"{row.precision:<12}{row.batch:>6}{row.seconds:>10.2f}{row.cpu_seconds:>12.2f}"
-            f"{row.peak_megabytes:>10.0f}{row.megabytes_before:>9.0f}"
+            f"{row.precision:<12}{row.batch:>6}{row.tokens:>8}{row.seconds:>9.2f}"
+            f"{row.cpu_seconds:>8.2f}{row.peak_megabytes:>9.0f}{row.megabytes_before:>8.0f}{ratios}"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -12,7 +11,16 @@ from .. import console
 from ..render import cache as render
 from ..store.errors import UsageError
 from ..store.wording import counted
-from .shared import CachePath, Json, Split, parse_bytes, parse_names, parse_sides, stop_on_sigterm
+from .shared import (
+    CacheHere,
+    CachePath,
+    Json,
+    Split,
+    parse_bytes,
+    parse_names,
+    parse_sides,
+    stop_on_sigterm,
+)
 
 if TYPE_CHECKING:
     from ..store.packing import PackSummary
@@ -49,13 +57,13 @@ def cache_ls(
     if failures:
         render.print_failures(opened.failures(), as_json=as_json)
     else:
-        entries = [opened.record(entry_id) for entry_id in opened.ids()]
-        render.print_entries(entries, as_json=as_json)
+        entries, unreadable = opened.readable_records()
+        render.print_entries(entries, unreadable, to_mend=opened.to_mend, as_json=as_json)
 
 
 @app.command("gc")
 def cache_gc(
-    cache: CachePath,
+    cache: CacheHere,
     grace_hours: Annotated[
         float, typer.Option(min=0, help="Keep what changed within this many hours.")
     ] = 24.0,
@@ -78,7 +86,7 @@ def cache_gc(
 
 @app.command("rm")
 def cache_rm(
-    cache: CachePath,
+    cache: CacheHere,
     ids: Annotated[list[str], typer.Argument(metavar="ID…", help="Videos to remove.")],
 ) -> None:
     """Remove videos from a cache; whoever reads them now has a day to finish.
@@ -89,15 +97,17 @@ def cache_rm(
     from ..store.replacement import remove_entries
 
     num_removed = remove_entries(open_cache(cache), ids)
+    its = "its" if num_removed == 1 else "their"
     console.print_line(
-        f"removed {counted(num_removed, 'video')}; `vis4mer cache gc {cache}` frees their space "
-        "from tomorrow on, and `vis4mer cache pack` before it what lies in packs with others"
+        f"removed {counted(num_removed, 'video')}; `vis4mer cache gc {cache}` frees {its} space "
+        f"from tomorrow on, and `vis4mer cache pack {cache}` before it what lies in packs with "
+        "others"
     )
 
 
 @app.command("pool")
 def cache_pool(
-    cache: CachePath,
+    cache: CacheHere,
     grid: Annotated[
         str, typer.Option(metavar="SIDES", help="Sides of the copies, such as 7 or 7,4.")
     ],
@@ -142,7 +152,7 @@ FreeAtOnce = Annotated[
 
 @app.command("pack")
 def cache_pack(
-    cache: CachePath,
+    cache: CacheHere,
     size: Annotated[str, typer.Option(metavar="SIZE", help="Of a pack, such as 200MB.")] = "200MB",
     ids: Videos = None,
     free_at_once: FreeAtOnce = False,
@@ -173,7 +183,7 @@ def cache_pack(
 
 @app.command("unpack")
 def cache_unpack(
-    cache: CachePath,
+    cache: CacheHere,
     ids: Videos = None,
     free_at_once: FreeAtOnce = False,
     as_json: Json = False,
@@ -208,7 +218,7 @@ def cache_import(
         list[str],
         typer.Argument(metavar="SOURCE…", help=".npy .npz .pt .h5 .safetensors, or folders."),
     ],
-    cache: Annotated[Path, typer.Option(help="The feature cache to make or to continue.")],
+    cache: Annotated[str, typer.Option(help="The feature cache to make or to continue.")],
     layout: Annotated[
         Literal["plain", "vis4mer"],
         typer.Option(help="vis4mer: ID.npy of (T, 197, width), CLS first, as it was released."),
@@ -272,7 +282,7 @@ def cache_import(
 @app.command("export")
 def cache_export(
     cache: CachePath,
-    to: Annotated[Path, typer.Option(help="A folder to make, or an earlier export to continue.")],
+    to: Annotated[str, typer.Option(help="A folder to make, or an earlier export to continue.")],
     file_format: Annotated[
         Literal["npy", "h5", "safetensors"],
         typer.Option("--format", help="A file a video, or one HDF5 file (h5)."),

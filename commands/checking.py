@@ -11,7 +11,7 @@ from .. import console
 from ..render import checking as render
 from ..store.errors import UsageError
 from .cache import app
-from .shared import EXIT_SOME_FAILED, CachePath, Device, Json, stop_on_sigterm
+from .shared import EXIT_SOME_FAILED, CacheHere, CachePath, Device, Json, stop_on_sigterm
 
 Videos = Annotated[
     list[Path] | None,
@@ -95,7 +95,9 @@ def cache_verify(
                 on_phase=show,
             )
     skipped = reencode is not None and again is None
-    render.print_verification(report, again, skipped=skipped, as_json=as_json)
+    render.print_verification(
+        report, again, to_mend=opened.to_mend, skipped=skipped, as_json=as_json
+    )
     if not report.ok or not (again is None or again.ok):
         raise typer.Exit(1)
 
@@ -116,7 +118,7 @@ def cache_digest(cache: CachePath, as_json: Json = False) -> None:
 
 @app.command("repair")
 def cache_repair(
-    cache: CachePath,
+    cache: CacheHere,
     mirror: Annotated[
         list[str] | None,
         typer.Option(
@@ -139,15 +141,17 @@ def cache_repair(
     """
     from ..reencode import extract_again, require_again
     from ..store.cache import open_cache
+    from ..store.lost_spec import open_to_repair
     from ..store.repair import repair_cache
 
-    opened = open_cache(cache)
+    mirrors = [open_cache(path) for path in mirror or ()]
+    opened = open_to_repair(cache, mirrors)
     if videos:
         require_again(opened, videos=videos, backbone=backbone, weights=weights)
     with console.Progress() as show:  # a repair that is killed has lost nothing
         report = repair_cache(
             opened,
-            mirrors=[open_cache(path) for path in mirror or ()],
+            mirrors=mirrors,
             dry_run=dry_run,
             progress=lambda done, total: show(f"verifying {console.share(done, total)}"),
         )
@@ -166,7 +170,7 @@ def cache_repair(
                     stop=stop,
                     on_phase=show,
                 )
-    render.print_repair(report, again, as_json=as_json)
+    render.print_repair(report, again, cache=cache, as_json=as_json)
     made_again = again is not None and not again.undone and len(lost) == len(report.dropped)
     left = any(step.deed == "left" for step in report.steps)
     if report.exit_code and (left or not made_again):
@@ -196,7 +200,7 @@ def cache_diff(
 
 @app.command("merge")
 def cache_merge(
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A cache to make or to fill.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A cache to make or to fill.")],
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE…", help="Caches to take over.")],
     prefer: Annotated[
         Literal["source", "target"] | None,

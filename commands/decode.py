@@ -10,7 +10,7 @@ import typer
 from .. import console
 from ..render import decode as render
 from ..store.errors import UsageError
-from .shared import Device, Json, Protocol, Split, Which, exit_with, processes_together
+from .shared import Device, Json, Preload, Protocol, Split, Which, exit_with, processes_together
 
 if TYPE_CHECKING:
     from ..decode.config import TrainConfig
@@ -33,7 +33,10 @@ def train_decoder(
         Protocol | None, typer.Option(help="The settings to begin with; others override them.")
     ] = None,
     decoder: Annotated[str | None, typer.Option(help="See `vis4mer decoders`.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Token view, e.g. 60x7x7 or 60xcls.")] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(help="Token view, e.g. 60x7x7 or 60xcls; its frames spread over the window."),
+    ] = None,
     window: Annotated[float | None, typer.Option(help="Seconds of video in a window.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training videos.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Windows in a step.")] = None,
@@ -49,6 +52,10 @@ def train_decoder(
     share_memory: Annotated[
         float, typer.Option(min=0.001, help="GB of memory for what several runs read together.")
     ] = 4.0,
+    preload: Annotated[
+        Preload | None,
+        typer.Option(help="Hold the tokens of train and val videos in ram or on the gpu."),
+    ] = None,
     init: Annotated[
         Path | None, typer.Option(help="Begin with the encoder of this `vis4mer pretrain` run.")
     ] = None,
@@ -99,6 +106,7 @@ def train_decoder(
             "lanes": lanes or None,
             "seed": seed,
             "device": device,
+            "preload": preload,
         }
 
         def resolved(begun: Path | None = None) -> TrainConfig:

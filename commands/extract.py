@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .. import console
 from ..render import extract as render
 from ..render import plan as plan_render
+from ..store.errors import UsageError
 from .shared import (
-    CachePath,
+    CacheHere,
     Device,
     Json,
     Protocol,
@@ -22,9 +23,13 @@ from .shared import (
     stop_on_sigterm,
 )
 
+if TYPE_CHECKING:
+    from ..extract.planning.share import Share
+
 Dtype = Literal["float16", "bfloat16", "int8"]
 Precision = Literal["auto", "float32", "bfloat16"]
 ReaderName = Literal["pyav", "decord", "torchcodec"]
+EngineName = Literal["inline", "local", "ray"]
 DATASET_HELP = "lvu, breakfast, coin, or a CSV of labels with the columns path,label,split."
 Annotations = Annotated[
     Path | None, typer.Option(help="Annotation files of lvu, breakfast or coin.")
@@ -44,7 +49,7 @@ def extract(
         typer.Argument(metavar="[VIDEO…]", help="Files, folders, globs, @LISTS, or one CSV."),
     ] = None,
     cache: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="The feature cache to make or to continue (default: lvu.zarr for lvu)."),
     ] = None,
     dataset: Annotated[Path | None, typer.Option(help=DATASET_HELP)] = None,
@@ -106,6 +111,51 @@ def extract(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try unchanged files that failed before.")
     ] = False,
+    worker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Begin with the share of worker I of N, e.g. 3/20, or `slurm` for this task of an "
+            "array; then help with what the others have not begun.",
+        ),
+    ] = None,
+    help_others: Annotated[
+        bool,
+        typer.Option("--help-others/--no-help-others", help="With --worker: whether to help."),
+    ] = True,
+    engine: Annotated[
+        EngineName,
+        typer.Option(help="This process, a process for every GPU here, or a Ray cluster."),
+    ] = "inline",
+    devices: Annotated[
+        str | None,
+        typer.Option(help="With --engine local: these, e.g. 0,1 (default: all GPUs)."),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="So many: with --engine local on the CPU, with ray of all there could be."
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --engine ray: auto, the cluster that this machine is in (default); local; "
+            "HOST:PORT or ray://HOST:PORT."
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Try torch.compile on the backbone; minutes, once a run."),
+    ] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Write what every thread did when, for ui.perfetto.dev, and say what sets the "
+            "pace.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done, and what it takes.")
     ] = False,
@@ -120,7 +170,8 @@ def extract(
     """Run a frozen backbone over videos and cache its tokens. The same command again continues.
 
     Any number of processes, on any number of machines, may run it on one cache at the same time:
-    each video is encoded once.
+    each video is encoded once. Exit code 0 also while others hold some videos, 3 when some failed,
+    1 after a stop.
 
     A known dataset's folders may also stand in the environment (VIS4MER_LVU_ANNOTATIONS,
     VIS4MER_LVU_VIDEOS) or in vis4mer.toml, so that `vis4mer extract --dataset lvu` is enough.
@@ -129,7 +180,8 @@ def extract(
 
     Example: vis4mer extract --dataset lvu --annotations lvu_1.0 --videos videos --task relationship
     """
-    from ..extract.request import ExtractRequest, extract_videos, plan_videos
+    from ..extract.engines.base import EngineOptions, engine_named
+    from ..extract.request import ExtractRequest, plan_videos
 
     asked = ExtractRequest(
         inputs=inputs or [],
@@ -156,7 +208,11 @@ def extract(
         limit=limit,
         overwrite=overwrite,
         retry_failed=retry_failed,
+        share=_share(worker, helps=help_others),
+        compiled=compiled,
+        profile=profile,
     )
+    options = EngineOptions(devices=_devices(devices), processes=processes, address=address)
     if dry_run:
         with console.Progress() as show:
             show("looking at the videos" + (" and trying the backbone" if probe else ""))
@@ -165,19 +221,36 @@ def extract(
         return
     with console.Progress() as show, stop_on_sigterm() as stop:
         show(f"loading the backbone (weights: {weights})")
-        summary = extract_videos(
+        summary = engine_named(engine)(
             asked,
+            options=options,
             stop=stop,
             progress=partial(render.show_extraction, show),
             on_note=console.print_note,
         )
-    render.print_extraction(summary, as_json=as_json)
+    render.print_extraction(summary, cache=str(asked.cache_path), as_json=as_json)
     if summary.exit_code:
         raise typer.Exit(summary.exit_code)
 
 
+def _share(worker: str | None, *, helps: bool) -> Share | None:
+    from ..extract.planning.share import parse_share
+
+    if worker is not None:
+        return parse_share(worker, helps=helps)
+    if not helps:
+        raise UsageError("--no-help-others: whom not to help follows from --worker, e.g. 3/20")
+    return None
+
+
+def _devices(text: str | None) -> tuple[str, ...]:
+    """`0,1` as ("cuda:0", "cuda:1"); other names as they are."""
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    return tuple(f"cuda:{name}" if name.isdecimal() else name for name in names)
+
+
 def label(
-    cache: CachePath,
+    cache: CacheHere,
     dataset: Annotated[Path, typer.Option(help=DATASET_HELP)],
     annotations: Annotations = None,
     videos: Videos = None,

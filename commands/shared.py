@@ -23,11 +23,15 @@ EXIT_SOME_FAILED = 3
 
 Split = Literal["train", "val", "test"]
 Which = Literal["selected", "best", "last"]
+Preload = Literal["off", "ram", "gpu"]
 Protocol = ProtocolName
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 # Text, since a Path takes a slash from s3://; what writes refuses an address (`Cache.path`).
 CachePath = Annotated[
     str, typer.Argument(metavar="CACHE", help="A feature cache, NAME.zarr; to read, also its URL.")
+]
+CacheHere = Annotated[
+    str, typer.Argument(metavar="CACHE", help="A feature cache here, NAME.zarr; no URL.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 

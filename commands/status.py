@@ -9,19 +9,19 @@ import typer
 
 from ..render import status as render
 from .cache import app
-from .shared import CachePath, Json
+from .shared import CacheHere, Json
 
 
 @app.command("status")
 def cache_status(
-    cache: CachePath,
+    cache: CacheHere,
     watch: Annotated[
         float | None,
         typer.Option(min=1, help="Look again every so many seconds, until Ctrl-C."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What is done, and who is at which video. Writes nothing.
+    """What is done, and who is at which video. Writes nothing, and reads no record.
 
     Whether a worker on another machine still lives shows only over time: with --watch 30.
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .. import console
 from ..render import transfer as render
-from ..store.errors import UsageError
 from .cache import app
-from .shared import CachePath, Json, Split, parse_names, stop_on_sigterm
+from .shared import CacheHere, Json, Split, parse_names, stop_on_sigterm
 
 if TYPE_CHECKING:
     from ..store.transfer.selection import Selection
@@ -38,7 +36,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would tra
 
 @app.command("push")
 def cache_push(
-    cache: CachePath,
+    cache: CacheHere,
     url: Url,
     task: Task = None,
     split: OfSplit = None,
@@ -82,7 +80,9 @@ def cache_push(
 @app.command("pull")
 def cache_pull(
     url: Source,
-    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="A new cache, or one to fill.")],
+    cache: Annotated[
+        str, typer.Argument(metavar="CACHE", help="A new cache here, or one to fill.")
+    ],
     task: Task = None,
     split: OfSplit = None,
     ids: Ids = None,
@@ -99,8 +99,6 @@ def cache_pull(
     """
     from ..store.transfer.pull import pull_cache
 
-    if "://" in str(cache) or str(cache).startswith("s3:/"):
-        raise UsageError(f"{cache}: a pull ends in a directory here; `cache push` goes to a URL")
     with console.Progress() as show, stop_on_sigterm() as stop:
         summary = pull_cache(
             url,

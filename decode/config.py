@@ -29,6 +29,7 @@ Schedule = Literal["cosine", "plateau", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Select = Literal["best-val", "last"]
 Padding = Literal["masked", "zeros"]
+Preload = Literal["off", "ram", "gpu"]
 OptionValue = str | int | float | bool | None
 
 
@@ -123,6 +124,10 @@ class TrainConfig:
     precision: `auto` is bfloat16 autocast on a GPU and float32 on a CPU.
     workers: reading threads, at least 16 where windows are drawn from a remote cache; changes
     speed, never a result.
+    preload: where the tokens of the training and validation videos are held, as they are stored,
+    once they are read: `ram` or `gpu`; changes speed, never a result.
+    compile: train through `torch.compile`, where that works; some seconds first, then a little less
+    of each step, and other rounding, as of another device. Steps in lanes stay as they are.
     init: SHA-256 of the pretrained encoder's weights that it begins with; `--init RUN` sets it,
     and a run never opens a file by what its config says.
     """
@@ -149,6 +154,8 @@ class TrainConfig:
     final_stride_seconds: float = 1.0
     test_each_epoch: bool = False
     workers: int = 4
+    preload: Preload = "off"
+    compile: bool = False
     init: str | None = None
 
     def __post_init__(self) -> None:
@@ -168,7 +175,7 @@ class TrainConfig:
         known = self.init is None or re.fullmatch("[0-9a-f]{64}", self.init) is not None
         _require("init", self.init, known, "none or a SHA-256, which `--init RUN` sets")
         _require("seed", self.seed, 0 <= self.seed < 2**63, "0 or more")
-        choices = {"precision": Precision, "select": Select, "padding": Padding}
+        choices = {"precision": Precision, "select": Select, "padding": Padding, "preload": Preload}
         for name, choice in {**choices, "protocol": Protocol}.items():
             convert(getattr(self, name), choice, field=name)
 
@@ -204,7 +211,7 @@ class TrainConfig:
 MOST_BLOCKS = 10**6  # of an epoch: more is a mistake, or somebody's config that asks for memory
 
 # What may differ when a run goes on: where and how fast it is computed, not what is learned.
-NOT_LEARNED = ("device", "workers")
+NOT_LEARNED = ("device", "workers", "preload", "compile", "decoder.recompute")
 
 
 def load_config(

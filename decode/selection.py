@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from .data.clips import to_device
+from .data.buffers import to_device
 from .rows import drawn_by_row
 from .skeleton import Block, Tokens, masked_mean
 

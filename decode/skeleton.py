@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import avg_pool2d, gelu, pad
 
 from .mixers.base import CausalMixer, ChannelDropout, Mixer
@@ -123,13 +124,30 @@ class PairPool(Pool):
 
     def _all_real(self, x: Tensor) -> Tensor:
         even = x.shape[1] // 2 * 2
-        pooled = (x[:, 0:even:2] + x[:, 1:even:2]) / 2  # B ⌊L/2⌋ D
+        pooled: Tensor = _PairMeans.apply(x)  # type: ignore[no-untyped-call]
         if self.drop_tail or even == x.shape[1]:
             return pooled
         return torch.cat([pooled, x[:, even:]], dim=1)  # B ⌈L/2⌉ D
 
     def num_complete(self, num_tokens: int) -> int:
         return num_tokens // 2 * 2
+
+
+class _PairMeans(torch.autograd.Function):
+    """(B, L, D) → (B, ⌊L/2⌋, D). The gradient is written once, where two slices would write two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.num_tokens = x.shape[1]
+        even = x.shape[1] // 2 * 2
+        return (x[:, 0:even:2] + x[:, 1:even:2]).div_(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        B, L, D = grad.shape
+        half = (grad / 2)[:, :, None].expand(B, L, 2, D).reshape(B, 2 * L, D)
+        return half if ctx.num_tokens == 2 * L else pad(half, (0, 0, 0, 1))
 
 
 def build_pool(*, pooling: bool, grid: bool, drop_tail: bool) -> Pool:

@@ -29,6 +29,7 @@ from .runs.results import TrainResult
 from .runs.run import lock_run
 from .training.begin import require_own_directory
 from .training.blocks import pass_blocks
+from .training.holding import require_room
 from .training.job import Job, prepare_job
 from .training.progress import OnProgress
 from .training.ranks import Ranks
@@ -46,6 +47,7 @@ SHARED = (
     "validation_stride_seconds",
     "final_stride_seconds",
     "workers",
+    "preload",
 )
 
 
@@ -83,12 +85,14 @@ def train_decoders(
     init: PretrainedEncoder | None = None,
     progress: OnProgress | None = None,
     ranks: Ranks | None = None,
+    processes: int = 1,
 ) -> tuple[Outcome, ...]:
     """Train independent decoders in one pass over the cache, each into its own directory.
 
     share_bytes: host memory for what is read for several of them; decides `blocks` where neither a
     config nor a run begun says it. several: more may join them later, so that even one run is dealt
-    into blocks that leave room. init, ranks: as in `train_decoder`, for all of them.
+    into blocks that leave room. init, ranks: as in `train_decoder`, for all of them. processes:
+    that train other passes here at the same time, this one counted; they share its memory.
 
     Every config says the same of the fields in `SHARED`, and has a token view that can be cut from
     the same reads: another grid or selection, not other frames. Finished runs are returned as they
@@ -118,6 +122,12 @@ def train_decoders(
     blocks = chosen_blocks() if ranks is None else ranks.number_of_first(chosen_blocks)
     prepared = [job if job.config.blocks else job.with_blocks(blocks) for job in prepared]
     _require_alike(prepared, folders)
+    pairs = zip(prepared, folders, strict=True)
+    require_room(
+        cache,
+        [job for job, folder in pairs if not (folder / "results.json").exists()],
+        num_processes=processes if ranks is None else ranks.share.count,
+    )
     with contextlib.ExitStack() as held:
         if ranks is None or ranks.leads:
             for folder in folders:

@@ -11,13 +11,14 @@ Which videos are meant is said in `finding`, what a run does in `pipeline`, what
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..store.cache import Cache, create_cache, find_cache
 from ..store.errors import UsageError
+from ..store.remote.urls import refuse_address
 from ..store.spec import CacheSpec, ComputeDtype, ProtocolName, StoredDtype, require_writable
 from ..store.tasks import Split
 from .annotations.ends import LabelBeyond, labels_beyond, parts_beyond
@@ -25,9 +26,11 @@ from .annotations.finding import Request, find_request
 from .annotations.labelling import save_tables
 from .annotations.presets import Preset, find_preset
 from .planning.dry_run import ExtractPlan, plan_extraction
+from .planning.share import Share
 from .protocols import protocol_named, sampling_of
 from .readers import get_reader
 from .readers.base import Reader
+from .stages.profile import require_profile_path
 from .stages.progress import ExtractSummary, require_counts
 
 if TYPE_CHECKING:
@@ -49,7 +52,8 @@ class ExtractRequest:
     default 1; segments: so many equal parts of each video instead, the default of Breakfast and
     COIN (64) unless fps is given. stored_dtype: of the tokens in the cache. grids: sides of pooled
     copies to keep, e.g. (7,); full_grid: whether to keep the patches themselves. reader: what reads
-    the files. batch_size, workers, limit, overwrite, retry_failed: see `pipeline.fill_cache`.
+    the files. batch_size, workers, limit, overwrite, retry_failed, profile: see
+    `pipeline.fill_cache`. compiled: whether to try `torch.compile` on the backbone.
     """
 
     inputs: Sequence[str] = ()
@@ -76,9 +80,16 @@ class ExtractRequest:
     limit: int | None = None
     overwrite: bool = False
     retry_failed: bool = False
+    share: Share | None = None
+    compiled: bool = False
+    profile: str | Path | None = None
 
     def __post_init__(self) -> None:
+        if self.cache is not None:  # before anything is said or fetched
+            refuse_address(str(self.cache), what="an extraction fills")
         require_counts(batch_size=self.batch_size, workers=self.workers)
+        if self.profile is not None:
+            require_profile_path(Path(self.profile))
 
     @property
     def preset(self) -> Preset | None:
@@ -117,48 +128,94 @@ def extract_videos(
     stop: threading.Event | None = None,
     progress: OnProgress | None = None,
     on_note: OnNote | None = None,
+    attempts: Mapping[str, str] | None = None,
 ) -> ExtractSummary:
     """Extract videos into a cache, which is made or continued.
 
-    stop, progress: see `pipeline.fill_cache`, whose summary is returned, with the notes and the ids
-    of a known dataset that have no file. on_note: told what a user must know before the work
-    begins.
+    stop, progress, attempts: see `pipeline.fill_cache`, whose summary is returned, with the notes
+    and the ids of a known dataset that have no file. on_note: told what a user must know before the
+    work begins.
 
     Raises UsageError for a request that cannot be understood, FingerprintError when the cache was
     made with other settings, StorageError when it cannot be written.
     """
     from .stages.pipeline import fill_cache
 
-    path, reader = asked.cache_path, get_reader(asked.reader)
-    request = _find(asked)
+    request = find_videos(asked)
     _tell(on_note, request.notes)
-    existing = find_cache(path)
-    # Before gigabytes are fetched for nothing. What a plug-in gives only its own weights tell.
-    if asked.weights == "hub" and not _is_plugin(asked):
-        planned = _spec(asked, _shape(asked), reader)
-        if existing is not None:
-            _require_settings(existing, planned)
-    loaded = _load(asked, weights=asked.weights, device=asked.device)
-    opened = create_cache(path, _spec(asked, loaded, reader))
-    changes = [change.describe() for change in save_tables(opened, request.tables)]
-    notes = [*request.notes, *(change for change in changes if change is not None)]
-    _tell(on_note, notes[len(request.notes) :])
+    require_same_settings(asked)
+    place = open_workplace(asked)
+    notes = [*save_labels(request, place.cache), *place.notes]
+    _tell(on_note, notes)
     summary = fill_cache(
         request.videos,
-        opened,
-        loaded,
-        reader,
+        place.cache,
+        place.backbone,
+        place.reader,
         batch_size=asked.batch_size,
         workers=asked.workers,
         limit=asked.limit,
         overwrite=asked.overwrite,
         retry_failed=asked.retry_failed,
         claiming=True,
+        attempts=attempts,
+        share=asked.share,
         stop=stop,
         progress=progress,
+        profile=Path(asked.profile) if asked.profile is not None else None,
     )
-    beyond = _labels_beyond(request, opened)
-    return replace(summary, missing=request.missing, beyond=beyond, notes=tuple(notes))
+    return with_request(summary, request, place.cache, notes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """What a process needs to fill a cache. notes: what a user must know of it."""
+
+    cache: Cache
+    backbone: Backbone
+    reader: Reader
+    notes: tuple[str, ...] = ()
+
+
+def require_same_settings(asked: ExtractRequest) -> None:
+    """FingerprintError when the cache is there and was made with other settings, as far as these
+    show before gigabytes are fetched for nothing."""
+    reader, existing = get_reader(asked.reader), find_cache(asked.cache_path)
+    if asked.weights == "hub" and not _is_plugin(asked):  # which only its own weights tell
+        planned = _spec(asked, _shape(asked), reader)
+        if existing is not None:
+            _require_settings(existing, planned)
+
+
+def open_workplace(asked: ExtractRequest) -> Workplace:
+    """Load the backbone, and make or open the cache for its tokens; raises as `extract_videos`."""
+    reader = get_reader(asked.reader)
+    notes: tuple[str, ...] = ()
+    loaded = _load(asked, weights=asked.weights, device=asked.device)
+    cache = create_cache(asked.cache_path, _spec(asked, loaded, reader))
+    if asked.compiled:
+        from .backbones.compiling import compile_backbone
+        from .stages.pipeline import batch_frames
+
+        frames = batch_frames(loaded, asked.batch_size)
+        loaded, note = compile_backbone(loaded, batch_frames=frames)
+        notes = () if note is None else (note,)
+    return Workplace(cache=cache, backbone=loaded, reader=reader, notes=notes)
+
+
+def save_labels(request: Request, cache: Cache) -> list[str]:
+    """Write the task tables; what changed in those that were there."""
+    changes = [change.describe() for change in save_tables(cache, request.tables)]
+    return [change for change in changes if change is not None]
+
+
+def with_request(
+    summary: ExtractSummary, request: Request, cache: Cache, notes: Sequence[str]
+) -> ExtractSummary:
+    """A summary with what is to be said of the request; notes: beside the request's own."""
+    beyond = _labels_beyond(request, cache)
+    told = (*request.notes, *notes)
+    return replace(summary, missing=request.missing, beyond=beyond, notes=told)
 
 
 def plan_videos(asked: ExtractRequest, *, probe: bool = False) -> ExtractPlan:
@@ -172,12 +229,13 @@ def plan_videos(asked: ExtractRequest, *, probe: bool = False) -> ExtractPlan:
     yet.
     """
     path, reader = asked.cache_path, get_reader(asked.reader)
-    request = _find(asked, require_files=False)
+    request = _in_share(find_videos(asked, require_files=False), asked.share)
     backbone = _trial(asked) if probe else _shape(asked)
     spec = _spec(asked, backbone, reader)
     existing = find_cache(path)
     if existing is not None:
         _require_settings(existing, spec)
+        spec = replace(spec, arrays=existing.spec.arrays)
     plan = plan_extraction(
         request.videos,
         spec=spec,
@@ -194,6 +252,27 @@ def plan_videos(asked: ExtractRequest, *, probe: bool = False) -> ExtractPlan:
     plan = replace(plan, notes=request.notes)
     if not probe or not plan.present.frames + plan.absent.frames:
         return plan
+    return _probed(plan, asked, request, backbone, reader, spec)
+
+
+def _in_share(request: Request, share: Share | None) -> Request:
+    """What a run with this share would do, in its order; what it lacks a file for, too."""
+    if share is None:
+        return request
+    own, others = share.split(request.videos)
+    missing = tuple(each for each in request.missing if share.helps or share.has(each))
+    return replace(request, videos=(*own, *others), missing=missing)
+
+
+def _probed(
+    plan: ExtractPlan,
+    asked: ExtractRequest,
+    request: Request,
+    backbone: Backbone,
+    reader: Reader,
+    spec: CacheSpec,
+) -> ExtractPlan:
+    """The plan with rates that were tried out."""
     from .planning.probe import probe_rates
 
     planned = set(plan.to_extract)
@@ -225,7 +304,8 @@ def _labels_beyond(request: Request, cache: Cache) -> tuple[LabelBeyond, ...]:
     return parts_beyond((v.id, v.start_seconds, v.end_seconds, seconds[v.id]) for v in videos)
 
 
-def _find(asked: ExtractRequest, *, require_files: bool = True) -> Request:
+def find_videos(asked: ExtractRequest, *, require_files: bool = True) -> Request:
+    """The videos and labels that are asked for; see `finding.find_request`."""
     request = find_request(
         asked.inputs,
         dataset=asked.dataset,

@@ -74,10 +74,10 @@ def _print_comparisons(result: BenchResult) -> None:
     columns = (
         "tokens",
         "decoder",
-        f"{first} is faster, forward",
+        f"speed beside {first}, forward",
         "training",
         "paper",
-        f"takes more memory than {first}, forward",
+        f"memory beside {first}, forward",
         "training",
         "paper",
     )
@@ -88,13 +88,28 @@ def _comparison_cells(each: Comparison) -> tuple[str, ...]:
     return (
         f"{each.row.num_tokens:,}",
         each.row.subject.label,
-        times(each.forward_speed),
-        times(each.train_speed),
-        times(each.paper_speed),
-        times(each.forward_memory),
-        times(each.train_memory),
-        times(each.paper_memory),
+        _as_fast(each.forward_speed),
+        _as_fast(each.train_speed),
+        _as_fast(each.paper_speed),
+        _as_much(each.forward_memory),
+        _as_much(each.train_memory),
+        _as_much(each.paper_memory),
     )
+
+
+def _as_fast(first_over_it: float | None) -> str:
+    """How fast a decoder is where the first one is so many times as fast as it."""
+    if first_over_it is None:
+        return NONE
+    slower = first_over_it > 1
+    return f"{times(first_over_it)} slower" if slower else f"{times(1 / first_over_it)} as fast"
+
+
+def _as_much(it_over_first: float | None) -> str:
+    if it_over_first is None or not it_over_first:
+        return NONE
+    more = it_over_first >= 1
+    return f"{times(it_over_first)} as much" if more else f"{times(1 / it_over_first)} less"
 
 
 def number(value: float) -> str:

@@ -11,8 +11,10 @@ from ..console import (
     human_seconds,
     print_json,
     print_line,
+    print_note,
     print_table,
 )
+from ..store.errors import SEE_VERIFY
 from ..store.wording import counted, some_of
 
 if TYPE_CHECKING:
@@ -35,8 +37,10 @@ def print_summary(summary: CacheSummary, *, as_json: bool) -> None:
         print_line(f"{name:<14} {value}")
 
 
-def print_entries(entries: Sequence[EntryRecord], *, as_json: bool) -> None:
-    """`cache ls`."""
+def print_entries(
+    entries: Sequence[EntryRecord], unreadable: Sequence[str], *, to_mend: str, as_json: bool
+) -> None:
+    """`cache ls`. unreadable: what is wrong with the records that are no entries therefore."""
     columns = ("id", "num_frames", "duration_seconds", "damaged_frames", "num_bytes")
     if as_json:
         listed = [
@@ -47,8 +51,12 @@ def print_entries(entries: Sequence[EntryRecord], *, as_json: bool) -> None:
             }
             for e in entries
         ]
-        print_json({"entries": listed})
+        print_json({"entries": listed, "unreadable": list(unreadable)})
         return
+    for reason in unreadable:
+        print_note(f"damaged: {reason.removesuffix(f'; {SEE_VERIFY}')}")
+    if unreadable:
+        print_note(f"to mend {'it' if len(unreadable) == 1 else 'them'}: {to_mend}")
     rows = [
         (
             e.id,
@@ -186,14 +194,18 @@ def print_garbage(report: GarbageReport, *, dry_run: bool, as_json: bool) -> Non
         print_json(asdict(report))
         return
     verb = "would free" if dry_run else "freed"
-    young = "" if report.num_files else " (what is younger than --grace-hours is kept)"
+    young = (
+        ""
+        if report.num_files
+        else " (what is younger than --grace-hours stays, and what vis4mer did not make)"
+    )
     print_line(
         f"{verb} {human_bytes(report.num_bytes)} in {counted(report.num_files, 'file')}{young}"
     )
     if report.kept:
         print_line(
-            f"still open somewhere, for a later run: {counted(len(report.kept), 'path')}: "
-            f"{some_of(report.kept)}"
+            f"{counted(len(report.kept), 'path')} kept for now, since somebody has a file open "
+            f"there: {some_of(report.kept)}"
         )
     if report.num_claims:
         print_line(

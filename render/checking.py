@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..console import human_bytes, human_seconds, print_json, print_line
+from ..store.errors import SEE_VERIFY
 from ..store.wording import counted, some_of
 
 if TYPE_CHECKING:
@@ -20,15 +21,21 @@ MOST_LINES = 50  # of one kind; --json has all
 
 
 def print_verification(
-    report: VerifyReport, again: ReencodeReport | None, *, skipped: bool, as_json: bool
+    report: VerifyReport,
+    again: ReencodeReport | None,
+    *,
+    to_mend: str,
+    skipped: bool,
+    as_json: bool,
 ) -> None:
-    """`cache verify`. skipped: videos were to be extracted again, and were not."""
+    """`cache verify`. to_mend: what is done about damage. skipped: videos were to be extracted
+    again, and were not."""
     if as_json:
         extra = {} if again is None else {"reencode": again.to_json()}
         print_json({**report.to_json(), **({"reencode": None} if skipped else extra)})
         return
     for problem in report.problems:
-        print_line(f"damaged: {problem.reason}")
+        print_line(f"damaged: {problem.reason.removesuffix(f'; {SEE_VERIFY}')}")
     found = "no problems" if report.ok else counted(len(report.problems), "problem")
     print_line(
         f"{report.mode} check of {counted(report.num_entries, 'video')}, "
@@ -37,10 +44,7 @@ def print_verification(
         + ("; flipped bytes show only with --full" if report.mode == "quick" else "")
     )
     if not report.ok:
-        print_line(
-            "to mend it: `vis4mer cache repair CACHE`, with --from ANOTHER of the same values if "
-            "there is one; then the same `vis4mer extract` again"
-        )
+        print_line(f"to mend it: {to_mend}")
     if skipped:
         print_line("no video was extracted again: what is damaged is to be mended first")
     if again is not None:
@@ -91,7 +95,9 @@ def print_digest(digest: CacheDigest, *, as_json: bool) -> None:
         print_line(f"{value}  task {reference}")
 
 
-def print_repair(report: RepairReport, again: Reextracted | None, *, as_json: bool) -> None:
+def print_repair(
+    report: RepairReport, again: Reextracted | None, *, cache: str, as_json: bool
+) -> None:
     """`cache repair`."""
     if as_json:
         extra: dict[str, Any] = {} if again is None else {"extracted": again.to_json()}
@@ -100,6 +106,8 @@ def print_repair(report: RepairReport, again: Reextracted | None, *, as_json: bo
     for step in report.steps:
         name = "" if step.id is None else f"{step.id}: "
         print_line(f"{step.deed}: {name}{step.reason}")
+    for mirror in report.unfit:
+        print_line(f"{mirror} holds none of the videos that are lost here")
     would = " (nothing was changed)" if report.dry_run else ""
     if not report.steps:
         print_line(f"{counted(report.num_entries, 'video')}: nothing to mend")
@@ -117,6 +125,15 @@ def print_repair(report: RepairReport, again: Reextracted | None, *, as_json: bo
             f"{counted(len(report.dropped), 'video')} to extract again: the same `vis4mer extract`"
             ", or this command with --videos DIR"
         )
+    if report.lost_copies:
+        videos = counted(sum(bool(step.copies) for step in report.steps), "video")
+        sides = ",".join(copy.removeprefix("grid") for copy in report.lost_copies)
+        gone = "would be gone" if report.dry_run else "are gone"
+        print_line(
+            f"pooled copies of {videos} {gone}: `vis4mer cache pool {cache} --grid {sides}` "
+            "makes them again"
+            + (" once the videos are back" if report.dropped and again is None else "")
+        )
 
 
 def print_diff(diff: CacheDiff, a: str, b: str, *, as_json: bool) -> None:
@@ -131,18 +148,35 @@ def print_diff(diff: CacheDiff, a: str, b: str, *, as_json: bool) -> None:
     for name, ids in (("A", diff.only_a), ("B", diff.only_b)):
         if ids:
             print_line(f"only in {name}: {counted(len(ids), 'video')}: {some_of(ids)}")
-    _print_some(f"differs: {_entry(entry)}" for entry in diff.entries)
+    other = [entry for entry in diff.entries if entry.values]
+    partial = [entry for entry in diff.entries if not entry.values]
+    _print_some(f"differs: {_entry(entry)}" for entry in other)
+    _print_some(_partly(partial))
     for task in diff.tasks:
         print_line(f"task {task.reference}: {'; '.join(task.reasons)}")
     same = f"{counted(diff.num_same, 'video')} with the same values in both"
-    print_line("equal: " + same if diff.equal else f"{same}, {len(diff.entries):,} with others")
+    also = f", {len(partial):,} as far as both hold them" if partial else ""
+    print_line("equal: " + same if diff.equal else f"{same}{also}, {len(other):,} with others")
 
 
 def _entry(entry: EntryDifference) -> str:
-    parts = [f"other {', '.join(entry.values)}"] if entry.values else []
-    parts += [f"{', '.join(entry.only_a)} only in A"] if entry.only_a else []
-    parts += [f"{', '.join(entry.only_b)} only in B"] if entry.only_b else []
-    return f"{entry.id}: {'; '.join(parts)}"
+    return "; ".join([f"{entry.id}: other {', '.join(entry.values)}", *_besides(entry)])
+
+
+def _besides(entry: EntryDifference) -> list[str]:
+    """What only one of both holds of a video."""
+    sides = (("A", entry.only_a), ("B", entry.only_b))
+    return [f"{name} holds {', '.join(arrays)} besides" for name, arrays in sides if arrays]
+
+
+def _partly(entries: Sequence[EntryDifference]) -> Iterator[str]:
+    """Videos of equal values of which one cache holds more: one line for all that lack the same."""
+    ids: dict[str, list[str]] = {}
+    for entry in entries:
+        ids.setdefault("; ".join(_besides(entry)), []).append(entry.id)
+    for besides, those in ids.items():
+        videos = f"{counted(len(those), 'video')} with the same values where both hold them"
+        yield f"{videos}; {besides}: {some_of(those)}"
 
 
 def print_merge(summary: MergeSummary, *, as_json: bool) -> None:

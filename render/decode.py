@@ -60,7 +60,8 @@ class TrainingDisplay:
             words = {"train": "training", "validate": "validating", "evaluate": "judging"}
             runs = f" {progress.runs} runs" if progress.runs > 1 else ""
             done = share(progress.done, progress.total)
-            self._show(f"{where} {words[progress.phase]}{runs} {done}")
+            stall = _stall(progress.stall_share, least=0.05)
+            self._show(f"{where} {words[progress.phase]}{runs} {done}{stall}")
 
     def _end_epoch(self, progress: TrainProgress) -> None:
         if self._finished:
@@ -68,7 +69,10 @@ class TrainingDisplay:
             losses = [epoch.train_loss for epoch in self._finished]
             mean = sum(losses) / len(losses)
             took = human_seconds(sum(epoch.seconds for epoch in self._finished))
-            print_note(f"{where}  {counted(len(losses), 'run')}, mean loss {mean:.4f}  {took}")
+            stall = _stall(self._finished[0].stall_share)
+            print_note(
+                f"{where}  {counted(len(losses), 'run')}, mean loss {mean:.4f}  {took}{stall}"
+            )
             self._finished = []
 
     def _note(self, progress: TrainProgress, note: str) -> None:
@@ -85,7 +89,16 @@ def _measured(epoch: EpochMetrics, kind: TaskKind) -> str:
     validation = "" if epoch.val_score is None else f"  val {what} {epoch.val_score:.4f}"
     test = "" if epoch.test_score is None else f"  test {what} {epoch.test_score:.4f}"
     took = human_seconds(epoch.seconds)
-    return f"loss {epoch.train_loss:.4f}{validation}{test}  lr {epoch.lr:.2e}  {took}"
+    rate = ""
+    if epoch.bytes_per_second is not None:
+        rate = f"  {human_bytes(round(epoch.bytes_per_second))}/s"
+    losses = f"loss {epoch.train_loss:.4f}{validation}{test}"
+    return f"{losses}  lr {epoch.lr:.2e}  {took}{rate}{_stall(epoch.stall_share)}"
+
+
+def _stall(share: float | None, *, least: float = 0.0) -> str:
+    """How much of the time went into waiting for reads, where it is known and at least `least`."""
+    return "" if share is None or share < least else f"  {100 * share:.0f} % waiting"
 
 
 def print_training(result: TrainResult, *, as_json: bool) -> None:

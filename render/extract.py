@@ -10,6 +10,7 @@ from ..console import (
     human_seconds,
     print_json,
     print_line,
+    print_table,
     share,
 )
 from ..store.wording import counted, some_of
@@ -17,6 +18,7 @@ from ..store.workers import BEAT_SECONDS
 
 if TYPE_CHECKING:
     from ..extract.annotations.labelling import LabelResult, TableChange
+    from ..extract.stages.profile import ExtractProfile
     from ..extract.stages.progress import ExtractProgress, ExtractSummary, HeldVideos
 
 
@@ -32,8 +34,8 @@ def show_extraction(show: Progress, progress: ExtractProgress) -> None:
     )
 
 
-def print_extraction(summary: ExtractSummary, *, as_json: bool) -> None:
-    """What a run of extraction did, which videos failed and what held it up."""
+def print_extraction(summary: ExtractSummary, *, cache: str, as_json: bool) -> None:
+    """What a run of extraction did, which videos failed and what held it up. cache: its path."""
     if as_json:
         print_json({**asdict(summary), "bottleneck": summary.bottleneck})
         return
@@ -58,7 +60,7 @@ def print_extraction(summary: ExtractSummary, *, as_json: bool) -> None:
         f"{counted(summary.extracted, 'video')} extracted, "
         f"{summary.already_there} were there already, "
         f"{len(summary.failures)} failed"
-        + (f", {num_held} held by others" if num_held else "")
+        + (f", {num_held} in other workers' hands" if num_held else "")
         + (f", {summary.left} left to do" if summary.left else "")
         + (f", {len(summary.missing):,} of the dataset have no file" if summary.missing else "")
     )
@@ -72,14 +74,51 @@ def print_extraction(summary: ExtractSummary, *, as_json: bool) -> None:
             f"{summary.frames_per_second:.1f} frames/s; busy: {busy}; "
             f"bottleneck: {summary.bottleneck}"
         )
+    if summary.profile is not None:
+        print_profile(summary.profile)
     if summary.interrupted:
         print_line("stopped early; the same command goes on")
     elif num_held:
         print_line(
-            "the cache is not complete until the others have finished: `vis4mer cache status` "
-            "shows them; the same command takes up what they leave, and what a machine that was "
-            "lost holds after `vis4mer cache gc CACHE --grace-hours 0.2`"
+            f"the cache is not complete until the others have finished: `vis4mer cache status "
+            f"{cache}` shows them; the same command takes up what they leave, and what a machine "
+            f"that was lost holds after `vis4mer cache gc {cache} --grace-hours 0.2`"
         )
+    if summary.left and not summary.interrupted:
+        print_line(
+            f"left to do is what --limit leaves, or another worker let go of just then (`vis4mer "
+            f"cache status {cache}`); the same command goes on"
+        )
+
+
+def print_profile(profile: ExtractProfile) -> None:
+    """How each stage spent its time, and which of them set the pace."""
+    print_table(
+        ["stage", "threads", "busy", "worked", "on a core", "waited", "frames/s alone"],
+        [
+            (
+                each.stage,
+                each.threads,
+                f"{each.busy_share:.0%}",
+                human_seconds(each.busy_seconds),
+                human_seconds(each.cpu_seconds),
+                human_seconds(each.waited_seconds),
+                f"{each.frames_per_second:.1f}" if each.frames_per_second else "-",
+            )
+            for each in profile.stages
+        ],
+    )
+    for stage in profile.stages:
+        steps = [each for each in profile.steps if each.stage == stage.stage and not each.waits]
+        largest = sorted(steps, key=lambda each: each.seconds, reverse=True)
+        times = ", ".join(f"{each.step} {human_seconds(each.seconds)}" for each in largest)
+        if times:
+            print_line(f"{stage.stage}: {times}")
+    if profile.limit is not None and profile.efficiency is not None:
+        print_line(
+            f"{profile.limit} sets the pace: {profile.efficiency:.0%} of what it would do alone"
+        )
+    print_line(f"every step is in {profile.path}, which ui.perfetto.dev shows")
 
 
 def _describe_held(held: HeldVideos) -> str:

@@ -17,8 +17,9 @@ def print_status(status: CacheStatus, *, as_json: bool) -> None:
         print_json(status.to_json())
         return
     print_line(
-        f"{status.path}: {counted(status.num_videos, 'video')} done, {status.num_failures} failed"
-        + (" (`vis4mer cache ls CACHE --failures`)" if status.num_failures else "")
+        f"{status.path}: {counted(status.num_videos, 'video')} done (by their records, "
+        f"unread), {status.num_failures} failed"
+        + (f" (`vis4mer cache ls {status.path} --failures`)" if status.num_failures else "")
     )
     for worker in status.workers:
         print_line(_describe(worker, watched_seconds=status.watched_seconds))
@@ -43,6 +44,8 @@ def _describe(worker: WorkerStatus, *, watched_seconds: float) -> str:
     work = "holds no video"
     if worker.videos:
         work = f"{counted(len(worker.videos), 'video')}: {some_of(worker.videos)}"
+    elif worker.chores:
+        work = f"writes {some_of(worker.chores)}"
     return f"{name}: {work}{_sign(worker, watched_seconds)}"
 
 

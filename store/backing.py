@@ -17,7 +17,7 @@ from stat import S_ISREG
 from typing import Protocol
 
 from .catalog import Snapshot, load_snapshot
-from .errors import CacheFormatError, DamagedEntryError
+from .errors import SEE_VERIFY, CacheFormatError, DamagedEntryError
 from .failures import FailureRecord
 from .files import JSON, linked, read_sealed_in
 from .keys import task_path
@@ -264,8 +264,7 @@ def damage(name: str) -> Iterator[None]:
         if isinstance(error, DamagedEntryError):
             raise
         raise DamagedEntryError(
-            f"{name}: cannot be read ({error.strerror}); "
-            "`vis4mer cache verify` lists what is damaged"
+            f"{name}: cannot be read ({error.strerror}); {SEE_VERIFY}"
         ) from error
 
 

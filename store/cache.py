@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,13 @@ from . import fields as f
 from . import quantise
 from .backing import FAILURES, TASKS, Backing, LocalBacking
 from .catalog import CatalogRow, Snapshot, load_snapshot, save_catalog
-from .errors import CacheFormatError, EntryNotFoundError, UsageError, Vis4merError
+from .errors import (
+    SEE_VERIFY,
+    CacheFormatError,
+    EntryNotFoundError,
+    UsageError,
+    Vis4merError,
+)
 from .failures import FailureRecord
 from .files import (
     JSON,
@@ -46,12 +52,21 @@ from .keys import entry_key, fan, task_path
 from .layout import group_metadata
 from .packs import rest_objects
 from .reader import read_frames
-from .records import EntryRecord, SourceRecord, frame_cost, record_name, record_path
+from .records import (
+    RECORDS,
+    EntryRecord,
+    SourceRecord,
+    frame_cost,
+    record_name,
+    record_path,
+)
 from .remote.local import path_of
-from .remote.urls import scheme_of, shown_url
+from .remote.urls import require_named, scheme_of, shown_url
 from .spec import CacheSpec, require_writable
+from .stored import StoredView, read_stored_view
 from .tasks import Split, TaskTable
 from .views import TokenView, pool_grid
+from .wording import counted
 from .writer import EntryWriter
 
 if TYPE_CHECKING:
@@ -59,7 +74,7 @@ if TYPE_CHECKING:
 
 Frames = slice | range | Sequence[int] | NDArray[np.integer] | None
 Tokens = NDArray[np.float16] | NDArray[np.float32]
-_ADDRESS = re.compile(r"(s3a?|gs|az|abfss?|https?|ssh|sftp|hf):/{1,2}")  # as Path spells it too
+_ADDRESS = re.compile(r"(s3a?|gs|az|abfss?|https?|ssh|sftp|hf|file):/{1,2}")  # as Path spells it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +101,7 @@ def open_cache(path: str | Path) -> Cache:
 
         return open_remote(path)
     root = _directory(path)
-    return Cache(root, _read_spec(root))
+    return Cache(root, read_spec(root))
 
 
 def find_cache(path: str | Path) -> Cache | None:
@@ -111,7 +126,7 @@ def create_cache(path: str | Path, spec: CacheSpec) -> Cache:
     with storage_errors(root):
         if not (root / "zarr.json").exists():
             _make(root, spec)
-    stored = _read_spec(root)
+    stored = read_spec(root)
     require_writable(stored, spec, name=str(root))
     _ensure_group(root / "videos")
     return Cache(root, stored)
@@ -123,8 +138,12 @@ def _directory(path: str | Path) -> Path:
     text = str(path)
     if scheme_of(text) == "file":
         return path_of(text)
+    if isinstance(path, str):
+        require_named(text)
     address = _ADDRESS.match(text)
     if address is not None and not Path(path).exists():
+        if address[1] == "file":
+            raise UsageError(f"{text}: expected the path itself, {text[address.end() - 1 :]}")
         url = shown_url(f"{address[1]}://{text[address.end() :]}")
         raise UsageError(
             f"{url} is an address, expected a directory here: a cache elsewhere is read-only; "
@@ -190,10 +209,7 @@ class Cache:
     def ids(self) -> list[str]:
         """Ids of all entries, sorted. CacheFormatError when a record does not say whose it is."""
         ids, damaged = self.readable_ids()
-        if damaged:
-            others = len(damaged) - 1
-            more = f" (and {others} other records; see `vis4mer cache verify`)" if others else ""
-            raise CacheFormatError(damaged[0] + more)
+        self._require_none(damaged, "it is not known which videos it holds")
         return ids
 
     def readable_ids(self) -> tuple[list[str], tuple[str, ...]]:
@@ -201,6 +217,48 @@ class Cache:
         of the other records: for what goes on without them."""
         snapshot = self._snapshot()
         return sorted(row.id for row in list(snapshot.rows.values())), tuple(snapshot.damaged)
+
+    def records(self, ids: Iterable[str] | None = None, *, otherwise: str) -> list[EntryRecord]:
+        """The records of all entries, sorted by id, or of those of `ids` that are there, in order.
+
+        CacheFormatError when one cannot be read; otherwise: what is not to be done then, in words.
+        """
+        records, damaged = self.readable_records(ids)
+        self._require_none(damaged, otherwise)
+        return records
+
+    def readable_records(
+        self, ids: Iterable[str] | None = None
+    ) -> tuple[list[EntryRecord], tuple[str, ...]]:
+        """`records`, without those that do not check, and what is wrong with each of these."""
+        held, damaged = self.readable_ids() if ids is None else (ids, ())
+        records, reasons = [], list(damaged)
+        for entry_id in held:
+            try:
+                records.append(self.record(entry_id))
+            except EntryNotFoundError:  # none of ours, or removed a moment ago
+                continue
+            except CacheFormatError as error:
+                reasons.append(str(error))
+        return records, tuple(reasons)
+
+    def _require_none(self, damaged: Sequence[str], otherwise: str) -> None:
+        if damaged:
+            reason = damaged[0].removesuffix(f"; {SEE_VERIFY}")
+            raise CacheFormatError(
+                f"{self.name}: {counted(len(damaged), 'record')} cannot be read, so {otherwise}: "
+                f"{reason}; to mend it: {self.to_mend}"
+            )
+
+    @property
+    def to_mend(self) -> str:
+        """What a person does about entries that are damaged, in words."""
+        if self.is_remote:
+            return "push a sound copy there again"
+        return (
+            f"`vis4mer cache repair {self.name}`, with --from ANOTHER of the same values if there "
+            "is one; then the same `vis4mer extract` again"
+        )
 
     def refresh(self) -> None:
         """Forget the snapshot, so that entries written by others since are seen."""
@@ -323,6 +381,24 @@ class Cache:
             tokens=tokens,
             window_seconds=window_seconds,
             stride_seconds=stride_seconds,
+        )
+
+    def read_stored(
+        self,
+        entry_id: str,
+        view: TokenView,
+        frames: Frames = None,
+        *,
+        out: NDArray[np.uint8],
+        verify: bool = True,
+    ) -> StoredView:
+        """As `read_view` without pooling, but of the stored type and within the memory `out`, which
+        has at least `stored.view_bytes` bytes."""
+        record = self.record(entry_id)
+        view.require(self.spec)
+        chosen = _frame_indices(frames, record, self.name)
+        return read_stored_view(
+            self.backing, record, self.spec, view, chosen, out=out, verify=verify
         )
 
     # Labels, failures ------------------------------------------------------------------------
@@ -547,19 +623,45 @@ def _ensure_group(folder: Path) -> None:
         create_exclusive(path, canonical_json(group_metadata({})))
 
 
-def _read_spec(root: Path) -> CacheSpec:
+def read_spec(root: Path) -> CacheSpec:
+    """The spec of the cache in a directory; errors as `open_cache`."""
     path = root / "zarr.json"
     if not root.is_dir():
         raise UsageError(f"{root}: no such directory; expected a feature cache")
     try:
         data = read_json_bytes(path)
     except FileNotFoundError as error:
-        raise CacheFormatError(
-            f"{root} is no feature cache (it has no zarr.json); `vis4mer extract --cache` makes one"
-        ) from error
+        lost = (root / RECORDS).is_dir()
+        made = _where_from(root) if lost else "; `vis4mer extract --cache` makes one"
+        has = "has lost its" if lost else "has no"
+        raise CacheFormatError(f"{root} is no feature cache (it {has} zarr.json){made}") from error
     except OSError as error:
         raise Vis4merError(f"{path} cannot be read ({error.strerror})") from error
-    return parse_spec(data, name=str(path))
+    try:
+        return parse_spec(data, name=str(path))
+    except CacheFormatError as error:
+        if not (root / RECORDS).is_dir() or is_sealed_spec(data):  # no cache, or a newer one
+            raise
+        raise CacheFormatError(f"{error}{_where_from(root)}") from error
+
+
+def _where_from(root: Path) -> str:
+    """Where a lost spec is to be had: nothing in the cache itself repeats it."""
+    return (
+        f"; `vis4mer cache repair {root} --from COPY` takes it from a cache that holds the same "
+        "values"
+    )
+
+
+def is_sealed_spec(data: bytes) -> bool:
+    """Whether `zarr.json` of a cache is as some version wrote it, whatever it says."""
+    name = "zarr.json"
+    try:
+        attributes = f.mapping(parse_json(data, name=name), "attributes", name=name)
+        require_checksum(f.mapping(attributes, "vis4mer", name=name), name=name)
+    except CacheFormatError:
+        return False
+    return True
 
 
 def parse_spec(data: bytes, *, name: str) -> CacheSpec:

@@ -122,6 +122,27 @@ def _scan(root: Path) -> Iterator[_RecordFile]:
                     yield _RecordFile(key, Path(entry.path), stat)
 
 
+def list_keys(root: Path) -> set[str]:
+    """Keys of all records that are there now, by their names alone: no file is looked at."""
+    names = (path.stem for path in (root / RECORDS).glob("*/*.json"))
+    return {name for name in names if KEY_PATTERN.fullmatch(name)}
+
+
+def is_catalog_behind(root: Path) -> bool:
+    """Has any folder of records changed since the catalog was written, by the file system's clock?
+
+    What is committed while a catalog is being written may be missed: opening the cache reads it.
+    """
+    changed = []
+    for folder in (root / RECORDS).glob("*/"):
+        with contextlib.suppress(FileNotFoundError):  # removed a moment ago
+            changed.append(folder.stat().st_mtime_ns)
+    try:
+        return bool(changed) and (root / CATALOG).stat().st_mtime_ns < max(changed)
+    except FileNotFoundError:
+        return True
+
+
 def _read_rows(files: list[_RecordFile]) -> dict[str, CatalogRow | CacheFormatError | None]:
     """`_read_row` of each, by key. Many files at once: a network's delays are waited for once."""
     portions = [files[i : i + _PORTION] for i in range(0, len(files), _PORTION)]

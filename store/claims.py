@@ -4,14 +4,15 @@
         holder = claims.take("clip.mp4")     # None: it is ours until `release`
 
 A claim is one small file, `claims/KEY.json`, that names a worker. It is made where none was, by one
-step that the file system decides; that of a worker without a sign of life is moved aside first, and
-must then still be the one that was judged. Claims save work and guard nothing: should two workers
-encode one video after all, the first commit stands.
+step that the file system decides; that of a worker without a sign of life is removed first, by the
+one that holds a claim for doing so. Claims save work and guard nothing: should two workers encode
+one video after all, the first commit stands.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import threading
@@ -87,6 +88,7 @@ class Claims:
         self._begun = False
         self._held: dict[str, Claim] = {}
         self._lock = threading.Lock()
+        self._taking_over = threading.RLock()
 
     def __enter__(self) -> Self:
         return self
@@ -106,6 +108,14 @@ class Claims:
 
         StorageError when the file system refuses.
         """
+        return self._take(entry_id)
+
+    def take_chore(self, name: str) -> bool:
+        """Claim what one worker is to do for all, and is no video; whether it is this worker's.
+        Others see somebody at work."""
+        return self._take(name) is None
+
+    def _take(self, entry_id: str) -> Sign | None:
         with self._lock:
             if not self._begun:
                 file = worker_path(self._root, self.token)
@@ -117,9 +127,11 @@ class Claims:
         data = seal({"id": entry_id, "worker": self.token})
         ours = Claim(path=path, id=entry_id, worker=self.token, data=data)
         for _ in range(_TRIES):
-            made = create_exclusive(path, data)
-            standing = ours if made else read_claim(path)
-            if standing is None:  # released just now
+            # First a look: among many workers most claims stand, and making a file costs more.
+            standing = read_claim(path)
+            if standing is None and create_exclusive(path, data):
+                standing = ours
+            if standing is None:  # made by another just now
                 continue
             if standing.worker == self.token:  # also where a file server's first answer was lost
                 with self._lock:
@@ -128,10 +140,28 @@ class Claims:
             sign = self._lookout.look(standing.worker)
             if not sign.lapsed:
                 return sign
-            with storage_errors(path):
-                withdraw(standing)
+            if (other := self._clear(standing)) is not None:
+                return other
         somebody = Sign(token=path.stem, worker=None, silent_seconds=0.0, gone=False)
         return self.holder(entry_id) or somebody  # never this worker, which has made no claim
+
+    def _clear(self, lapsed: Claim) -> Sign | None:
+        """Remove the claim of a worker that is gone, or the sign of another that is just doing so.
+
+        A worker that judged it long ago must not remove the claim that stands there by now, so the
+        removal is itself claimed, and the claim is read again while nobody else may remove it.
+        """
+        name = f"the end of {hashlib.sha256(lapsed.data).hexdigest()}"
+        with self._taking_over:  # threads of one worker share its claims
+            if (other := self._take(name)) is not None:
+                return other
+            try:
+                if read_claim(lapsed.path) == lapsed:
+                    with storage_errors(lapsed.path):
+                        withdraw(lapsed)
+            finally:
+                self.release(name)
+        return None
 
     def release(self, entry_id: str) -> None:
         """Let others have a video; no matter if it was not this worker's."""
@@ -151,8 +181,8 @@ class Claims:
 
     def others_at_work(self) -> bool:
         """Does any other worker hold a video now, of those not known to be gone?"""
-        tokens = {claim.worker for claim in list_claims(self._root)} - {self.token}
-        return any(not self._lookout.look(token).lapsed for token in tokens)
+        others = (c.worker for c in list_claims(self._root) if c.worker != self.token)
+        return any(not self._lookout.look(token).lapsed for token in others)  # the first is enough
 
 
 def claim_path(root: Path, entry_id: str) -> Path:

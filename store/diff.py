@@ -67,13 +67,16 @@ class CacheDiff:
 
 def diff_caches(a: Cache, b: Cache) -> CacheDiff:
     """Compare two caches. CacheFormatError when a record or a table of one does not check."""
-    ids_a, ids_b = set(a.ids()), set(b.ids())
-    both = sorted(ids_a & ids_b)
-    differing = [found for i in both if (found := diff_entries(a.record(i), b.record(i)))]
+    in_a, in_b = (
+        {record.id: record for record in cache.records(otherwise="it cannot be compared")}
+        for cache in (a, b)
+    )
+    both = sorted(in_a.keys() & in_b.keys())
+    differing = [found for i in both if (found := diff_entries(in_a[i], in_b[i]))]
     return CacheDiff(
         spec=_diff_all_fields(a.spec, b.spec),
-        only_a=tuple(sorted(ids_a - ids_b)),
-        only_b=tuple(sorted(ids_b - ids_a)),
+        only_a=tuple(sorted(in_a.keys() - in_b.keys())),
+        only_b=tuple(sorted(in_b.keys() - in_a.keys())),
         entries=tuple(differing),
         tasks=tuple(_diff_tasks(a, b)),
         num_same=len(both) - len(differing),

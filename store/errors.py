@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SEE_VERIFY = "`vis4mer cache verify` lists what is damaged"
+
 
 class Vis4merError(Exception):
     """Something went wrong that a person can act on."""

@@ -21,18 +21,19 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISGID, S_ISREG, S_IWGRP
 from typing import Any, BinaryIO
 
-from .errors import CacheFormatError, Vis4merError
+from .errors import SEE_VERIFY, CacheFormatError, Vis4merError
 
 JSON = dict[str, Any]
 MAX_JSON_BYTES = 64 << 20  # a record of a ten-hour video at 1 fps is 0.5 MB
 _BESIDE = re.compile(r"\..{1,80}\.[0-9a-f]{12}\.tmp", re.DOTALL)
+_NOT_ALLOWED = "it is read-only for you (permission denied); ask its owner, or write elsewhere"
 _STORE_FAILURES = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.EFBIG: "no file may grow that large there (file system or `ulimit -f`)",
-    errno.EROFS: "the file system is read-only; choose another directory",
-    errno.EACCES: "permission denied; choose a directory that you may write to",
-    errno.EPERM: "permission denied; choose a directory that you may write to",
+    errno.EROFS: "the file system is read-only there; write to a copy or another directory",
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
     errno.ENOTDIR: "a part of this path is a file; choose another directory",
     errno.ENAMETOOLONG: "the path is too long; choose a shorter directory",
     errno.ELOOP: "a link stands there, which is not followed; remove it",
@@ -287,8 +288,8 @@ def require_checksum(content: JSON, *, name: str) -> None:
         sound = False
     if not sound:
         raise CacheFormatError(
-            f"{name}: checksum does not match its content; the file is damaged or was edited "
-            "(`vis4mer cache verify` lists all such files)"
+            f"{name}: checksum does not match its content, the file is damaged or was edited; "
+            f"{SEE_VERIFY}"
         )
 
 

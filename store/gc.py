@@ -23,7 +23,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from .cache import Cache
-from .catalog import load_snapshot
+from .catalog import is_catalog_behind, load_snapshot
 from .claims import clear_lapsed
 from .errors import CacheFormatError
 from .files import is_temporary, new_file, read_sealed, storage_errors, unseal
@@ -66,7 +66,8 @@ def collect_garbage(
     cache: Cache, *, grace_seconds: float = DEFAULT_GRACE_SECONDS, dry_run: bool = False
 ) -> GarbageReport:
     """Remove unreferenced attempts and leftover files older than the grace period, and the claims
-    of workers that are gone or have rested for so long (ten minutes at least).
+    of workers that are gone or have rested for so long (ten minutes at least). Brings the catalog
+    up to date.
 
     The age of an attempt counts from the newest change inside it, or from when its record was
     replaced or removed. dry_run: only report, by this machine's clock, for nothing is written.
@@ -88,6 +89,8 @@ def collect_garbage(
             else:
                 kept.append(garbage.path)
     lapsed = clear_lapsed(cache.path, latest=min(latest, now - LAPSE_SECONDS), dry_run=dry_run)
+    if not dry_run and is_catalog_behind(cache.path):  # whoever was to write it is gone, maybe
+        cache.write_catalog()
     return GarbageReport(
         num_files=sum(len(garbage.files) for garbage in removed) + len(lapsed),
         num_bytes=_freed(file for garbage in removed for file in garbage.files)

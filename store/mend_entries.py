@@ -98,7 +98,7 @@ class EntryMender:
         except Vis4merError as error:
             raise_refusal(error)
             return False
-        self.run.say(record.id, "dropped copies", f"{', '.join(copies)}: {reason}")
+        self.run.say(record.id, "dropped copies", f"{', '.join(copies)}: {reason}", copies=copies)
         return True
 
     def _drop(self, record: EntryRecord, reason: str) -> None:
@@ -112,7 +112,8 @@ class EntryMender:
             cache.clear_failure(record.id)
             self.run.say(record.id, "left", "it was removed or replaced meanwhile; check again")
             return
-        self.run.say(record.id, "dropped", reason, source=record.source)
+        copies = self.run.copies_of(record)
+        self.run.say(record.id, "dropped", reason, source=record.source, copies=copies)
 
 
 def _bad_copies(cache: Cache, record: EntryRecord, problems: Sequence[Problem]) -> tuple[str, ...]:

@@ -140,7 +140,8 @@ class FileMender:
                 cache.clear_failure(lost_id)
             return
         self.run.remove(place)
-        self.run.say(lost_id, "dropped", reason, source=source)
+        copies = self.run.copies_of(lost)
+        self.run.say(lost_id, "dropped", reason, source=source, copies=copies)
 
     def _restore(self, record: EntryRecord, reason: str) -> bool:
         """Put a record back if everything that it lists is sound."""
@@ -162,7 +163,8 @@ class FileMender:
         """An entry without a record, from a mirror; lost: what that record said, if it is known."""
         for mirror in self.run.mirrors:
             with contextlib.suppress(CacheFormatError, EntryNotFoundError):
-                entry_id = next((i for i in mirror.ids() if entry_key(i) == key), None)
+                ids, _ = mirror.readable_ids()
+                entry_id = next((i for i in ids if entry_key(i) == key), None)
                 theirs = mirror.record(entry_id) if entry_id is not None else None
                 if theirs is None or (lost is not None and not holds(theirs, lost)):
                     continue

@@ -5,6 +5,7 @@ Knows nothing of what is bad: see `mend_entries` and `mend_files`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -35,13 +36,15 @@ class RepairStep:
     mended: metadata written anew. restored: a record put back. copied: from a mirror. dropped
     copies: pooled ones. dropped: the entry, to be extracted again from `source` (None where that is
     not known any more). rebuilt: the catalog, or a group. removed: a file that says nothing. left:
-    nothing could be done, and nothing was.
+    nothing could be done, and nothing was. copies: pooled ones that the video has no more, and that
+    no extraction makes.
     """
 
     id: str | None
     deed: Deed
     reason: str
     source: SourceRecord | None = None
+    copies: tuple[str, ...] = ()
 
 
 @dataclass
@@ -54,9 +57,32 @@ class Mending:
     steps: list[RepairStep] = field(default_factory=list)
 
     def say(
-        self, entry_id: str | None, deed: Deed, reason: str, *, source: SourceRecord | None = None
+        self,
+        entry_id: str | None,
+        deed: Deed,
+        reason: str,
+        *,
+        source: SourceRecord | None = None,
+        copies: tuple[str, ...] = (),
     ) -> None:
-        self.steps.append(RepairStep(id=entry_id, deed=deed, reason=reason, source=source))
+        self.steps.append(
+            RepairStep(id=entry_id, deed=deed, reason=reason, source=source, copies=copies)
+        )
+
+    def copies_of(self, record: EntryRecord | None) -> tuple[str, ...]:
+        """The pooled copies that were added to an entry, where they can be made again; of one that
+        no record tells of any more, those that every other entry has."""
+        if "patch" not in self.cache.spec.arrays:  # of which copies are made
+            return ()
+        if record is not None:
+            return tuple(a for a in record.token_arrays if a not in self.cache.spec.arrays)
+        return self._copies_of_all
+
+    @functools.cached_property
+    def _copies_of_all(self) -> tuple[str, ...]:
+        records, _ = self.cache.readable_records()
+        held = [set(self.copies_of(record)) for record in records]
+        return tuple(sorted(set.intersection(*held))) if held else ()
 
     def write(self, path: Path, data: bytes) -> bool:
         """Replace a file of the cache; False where a directory stands in its place."""

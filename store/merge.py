@@ -23,8 +23,9 @@ from .diff import describe_key, diff_tables, differing_values, row_key
 from .errors import CacheFormatError, EntryNotFoundError, UsageError, Vis4merError
 from .files import StorageError
 from .records import EntryRecord
+from .remote.urls import refuse_address
 from .replacement import OnEntry, current_record, rearranging, replace_attempt
-from .spec import CacheSpec, require_same, require_writable
+from .spec import CacheSpec, joined_spec, require_same, require_writable
 from .tasks import TaskTable
 from .wording import counted, first_line, some_of
 
@@ -97,6 +98,7 @@ def merge_caches(
     written, Vis4merError while another process rearranges it.
     """
     _require_sources(target, sources)
+    refuse_address(str(target), what="a merge fills")
     root, started = Path(target), time.monotonic()
     existing = find_cache(root)
     spec = _merged_spec(existing, sources)
@@ -368,18 +370,20 @@ def _require_sources(target: str | Path, sources: Sequence[Cache]) -> None:
 
 
 def _merged_spec(existing: Cache | None, sources: Sequence[Cache]) -> CacheSpec:
-    """The target's own, or that of the sources with every array that one of them has."""
+    """The target's own, or that of all sources together."""
     if existing is not None:
         require_writable(existing.spec, existing.spec, name=str(existing.path))
         return existing.spec
-    first = sources[0].spec
-    arrays = dict.fromkeys(array for source in sources for array in source.spec.arrays)
-    return replace(first, arrays=tuple(arrays))
+    spec = sources[0].spec
+    for source in sources[1:]:
+        require_same(source.spec, spec, name=source.name, other=sources[0].name)
+        spec = joined_spec(spec, source.spec, source.spec)
+    return spec
 
 
 def _require_fitting(spec: CacheSpec, source: Cache, target: Path) -> None:
     """UsageError for arrays that no entry of the target may have; copies of grids it always may."""
-    require_same(spec, source.spec, name=str(target))
+    require_same(spec, source.spec, name=str(target), other=source.name)
     require_writable(source.spec, source.spec, name=source.name)
     more = [a for a in source.spec.arrays if a in ("patch", "prefix") and a not in spec.arrays]
     if more:

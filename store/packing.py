@@ -45,7 +45,7 @@ from .packs import (
 from .records import PACKS, EntryRecord
 from .replacement import OnEntry, commit_over, current_record, let_go, rearranging, replace_attempt
 from .spec import require_writable
-from .wording import first_line
+from .wording import first_line, human_bytes
 
 _MOST_DEAD = 0.25  # of a pack's bytes, until it is written anew
 
@@ -166,7 +166,7 @@ def _require_room(root: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(root).free
     if num_bytes > free:
         raise Vis4merError(
-            f"{root}: needs {num_bytes / 1e9:.2f} GB of room, but {free / 1e9:.2f} GB are free; "
+            f"{root}: needs {human_bytes(num_bytes)} of room, but {human_bytes(free)} are free; "
             "free some, name fewer videos, or let what is replaced go at once (--free-at-once)"
         )
 

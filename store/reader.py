@@ -64,21 +64,45 @@ def read_frames(
     """
     layout = record.arrays[array]
     placements = list(_by_shard(frames, layout.frames_per_shard))
-    dims = len(layout.shape) - 1
-    backing.prepare(record, [shard_path(array, each.shard, dims=dims) for each in placements])
-    shards = [_Shard(backing, record, array, placement.shard) for placement in placements]
-    if not is_plain(backing, record, array):
-        for shard in shards:
-            shard.check_other(verify=verify)
+    shards = _prepared(backing, record, array, placements)
+    if not _checked(shards, backing, record, array, verify=verify):
         return _read_through_zarr(backing.zarr_folder(record), record, array, frames, out)
-    for shard in shards:
-        shard.check_plain()
     if out is None:
         out = _empty(layout, len(frames))
     rows = out.view(np.uint8).reshape(len(frames), frame_bytes(layout.shape, layout.dtype))
     for placement, shard in zip(placements, shards, strict=True):
         shard.read(placement.frames, rows, placement.rows, verify=verify)
     return out
+
+
+def require_frames(
+    backing: Backing, record: EntryRecord, array: str, frames: NDArray[np.int64]
+) -> None:
+    """DamagedEntryError unless the files of `frames` (t) are there and hold as much as the record
+    says; for whoever takes memory before they are read."""
+    placements = list(_by_shard(frames, record.arrays[array].frames_per_shard))
+    _checked(_prepared(backing, record, array, placements), backing, record, array, verify=False)
+
+
+def _prepared(
+    backing: Backing, record: EntryRecord, array: str, placements: list[_Placement]
+) -> list[_Shard]:
+    dims = len(record.arrays[array].shape) - 1
+    backing.prepare(record, [shard_path(array, each.shard, dims=dims) for each in placements])
+    return [_Shard(backing, record, array, placement.shard) for placement in placements]
+
+
+def _checked(
+    shards: list[_Shard], backing: Backing, record: EntryRecord, array: str, *, verify: bool
+) -> bool:
+    """Whether the array is plain; DamagedEntryError where a shard is not what the record says."""
+    plain = is_plain(backing, record, array)
+    for shard in shards:
+        if plain:
+            shard.check_plain()
+        else:
+            shard.check_other(verify=verify)
+    return plain
 
 
 def _empty(layout: ArrayRecord, num_frames: int) -> NDArray[Any]:

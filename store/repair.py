@@ -13,6 +13,8 @@ these that is possible:
     none of these                the record goes and a failure says why, so that `extract` makes the
                                  entry again
 
+A lost `zarr.json` is written anew where a mirror shows what it said (`lost_spec`).
+
 Each step is one rename, so a process killed at any moment leaves a cache that is better than before
 and the same command goes on. Others may extract meanwhile: what is to be touched is looked at again
 first. Nothing is let go because it, or a mirror, cannot be read at the moment. Knows no videos: see
@@ -23,12 +25,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .cache import Cache
+from .cache import Cache, spec_bytes
 from .catalog import CATALOG
+from .lost_spec import what_is_lost
 from .mend_entries import EntryMender
 from .mend_files import FileMender
 from .mending import Mending, RepairStep
@@ -39,16 +42,23 @@ from .verify import VerifyReport, verify_cache
 
 @dataclass(frozen=True, kw_only=True)
 class RepairReport:
-    """What a repair found and did, or would do. num_entries: whose records could be read."""
+    """What a repair found and did, or would do. num_entries: whose records could be read. unfit:
+    mirrors that hold none of the entries that were let go."""
 
     num_entries: int
     steps: tuple[RepairStep, ...]
     dry_run: bool
+    unfit: tuple[str, ...] = ()
 
     @property
     def dropped(self) -> tuple[RepairStep, ...]:
         """The entries that are to be extracted again."""
         return tuple(step for step in self.steps if step.deed == "dropped")
+
+    @property
+    def lost_copies(self) -> tuple[str, ...]:
+        """The pooled copies that some entries have no more, and that `pool` makes."""
+        return tuple(sorted({copy for step in self.steps for copy in step.copies}))
 
     @property
     def exit_code(self) -> int:
@@ -77,14 +87,30 @@ def repair_cache(
     """
     require_writable(cache.spec, cache.spec, name=str(cache.path))
     for mirror in mirrors:
-        require_same(cache.spec, mirror.spec, name=mirror.name)
+        require_same(mirror.spec, cache.spec, name=mirror.name, other=str(cache.path))
     with contextlib.nullcontext() if dry_run else rearranging(cache.path):
         cache.refresh()
         report = verify_cache(cache, "full", progress=progress)
         run = Mending(cache, mirrors, dry_run)
+        lost = what_is_lost(cache)
+        if lost is not None and run.write(Path("zarr.json"), spec_bytes(cache.spec)):
+            run.say(None, "rebuilt", f"the cache's own group: {lost}")
+            problems = tuple(p for p in report.problems if p.path != "zarr.json")
+            report = replace(report, problems=problems)
         if not report.ok:
             mend_all(run, report)
-    return RepairReport(num_entries=report.num_entries, steps=tuple(run.steps), dry_run=dry_run)
+    return RepairReport(
+        num_entries=report.num_entries,
+        steps=tuple(run.steps),
+        dry_run=dry_run,
+        unfit=tuple(mirror.name for mirror in mirrors if _holds_none(mirror, run.steps)),
+    )
+
+
+def _holds_none(mirror: Cache, steps: Sequence[RepairStep]) -> bool:
+    """Whether a mirror has nothing of the entries that were let go, if there are any."""
+    lost = {step.id for step in steps if step.deed == "dropped"}
+    return bool(lost) and lost.isdisjoint(mirror.readable_ids()[0])
 
 
 def mend_all(run: Mending, report: VerifyReport) -> None:

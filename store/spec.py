@@ -11,7 +11,7 @@ import math
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from . import fields as f
@@ -208,6 +208,10 @@ class CacheSpec:
             f"with N from 1 to {min(self.grid)}"
         )
 
+    def is_copy(self, array: str) -> bool:
+        """Whether an array is the full grid averaged down, and so can be made of it."""
+        return array != "patch" and self.array_grid(array) not in (None, self.grid)
+
     def tokens_per_frame(self, array: str) -> int:
         grid = self.array_grid(array)
         return self.num_prefix if grid is None else grid[0] * grid[1]
@@ -275,24 +279,41 @@ class CacheSpec:
         return spec
 
 
-def require_same(stored: CacheSpec, wanted: CacheSpec, *, name: str) -> None:
-    """Raise FingerprintError, listing the fields, unless both specs make the same numbers."""
+def require_same(
+    stored: CacheSpec, wanted: CacheSpec, *, name: str, other: str | None = None
+) -> None:
+    """Raise FingerprintError, listing the fields, unless both specs make the same numbers.
+
+    other: the cache that `wanted` is of; None where it is what a command asks for.
+    """
     differences = diff_specs(stored, wanted)
     if not differences:
         return
-    listed = "; ".join(f"{d.field}: cache {d.stored}, asked {d.wanted}" for d in differences)
-    raise FingerprintError(
-        f"{name} was made with other settings ({listed}); "
-        "use the cache's own settings or choose another --cache",
-        differences,
+    here, there = ("cache", "asked") if other is None else ("here", "there")
+    listed = "; ".join(
+        f"{d.field}: {here} {_short(d.stored)}, {there} {_short(d.wanted)}" for d in differences
     )
+    than, advice = (
+        ("", "use the cache's own settings or choose another --cache")
+        if other is None
+        else (f" than {other}", "one cache holds values of one kind: choose another one")
+    )
+    raise FingerprintError(
+        f"{name} was made with other settings{than} ({listed}); {advice}", differences
+    )
+
+
+def _short(value: str) -> str:
+    """A SHA-256 by its first digits, which tell it from another."""
+    return f"{value[:16]}…" if re.fullmatch("[0-9a-f]{64}", value) else value
 
 
 def require_writable(stored: CacheSpec, wanted: CacheSpec, *, name: str) -> None:
     """What must hold before entries of `wanted` are added to a cache of `stored`.
 
     Raises FingerprintError when they make other numbers, CacheFormatError when the cache was
-    written by a newer version, UsageError when it keeps other arrays.
+    written by a newer version, UsageError when it keeps other arrays. More pooled copies than asked
+    for are none: entries are written with the arrays of the cache.
     """
     require_same(stored, wanted, name=name)
     if stored.unknown_fields:
@@ -300,12 +321,38 @@ def require_writable(stored: CacheSpec, wanted: CacheSpec, *, name: str) -> None
             f"{name}: written by a newer version (unknown fields "
             f"{some_names(stored.unknown_fields)}), so it can be read, not written; upgrade vis4mer"
         )
-    if stored.arrays != wanted.arrays:
+    lacking, more = set(wanted.arrays) - set(stored.arrays), set(stored.arrays) - set(wanted.arrays)
+    if lacking or not all(stored.is_copy(array) for array in more):
         raise UsageError(
             f"{name} holds the arrays {', '.join(stored.arrays)}, asked for "
             f"{', '.join(wanted.arrays)}; use the same --grids, and --no-full-grid as then, or "
             "choose another --cache"
         )
+
+
+def joined_spec(stored: CacheSpec | None, moved: CacheSpec, whole: CacheSpec) -> CacheSpec:
+    """The spec of a cache once entries have come from another: its arrays, in whatever order and
+    parts they come.
+
+    stored: of the cache until now; None makes one. whole: of the cache that they come from, moved:
+    with the arrays that are taken of it. Beside the full grid a cache lists the pooled copies that
+    its extraction writes; copies without it are all there is and are listed until it comes.
+
+        (prefix, grid7), then all of (patch, prefix)          patch, prefix
+        (patch, prefix), then all of (patch, prefix, grid7)   patch, prefix, grid7
+    """
+    before = () if stored is None else stored.arrays
+    both = dict.fromkeys((*before, *moved.arrays))
+    if "patch" in both:
+        settled = {array for spec in (stored, whole) if spec is not None for array in _own(spec)}
+        both = dict.fromkeys(a for a in both if a in settled or not whole.is_copy(a))
+    return replace(moved if stored is None else stored, arrays=tuple(both))
+
+
+def _own(spec: CacheSpec) -> tuple[str, ...]:
+    """The arrays that an extraction writes, as far as a spec tells: in a part without the full grid
+    a pooled copy may be one that was added later."""
+    return spec.arrays if "patch" in spec.arrays else ()
 
 
 def diff_specs(stored: CacheSpec, wanted: CacheSpec) -> tuple[FieldDifference, ...]:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .cache import Cache
+from .catalog import CATALOG
 from .claims import list_claims
 from .records import RECORDS
 from .workers import Lookout, Sign, list_workers
 
+# Claims that are of no video (`Claims.take_chore`), in words.
+CHORES = {CATALOG: "the catalog"}
 WorkerState = Literal["working", "idle", "silent", "gone"]
 
 
@@ -23,7 +26,7 @@ class WorkerStatus:
     """One worker as it was seen. host, pid, started: as it says itself, by its own clock; None when
     its file is missing or damaged. beat: how often it gave a sign.
 
-    videos: ids that it holds. silent_seconds: for how long
+    videos: ids that it holds. chores: what it does for all, in words. silent_seconds: for how long
     this process has seen no sign of it, 0 at the first look. state: `gone` when its process has
     ended, which shows on its own machine only; `silent` when others may take what it holds.
     """
@@ -34,13 +37,15 @@ class WorkerStatus:
     started: str | None
     beat: int | None
     videos: tuple[str, ...]
+    chores: tuple[str, ...]
     silent_seconds: float
     state: WorkerState
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheStatus:
-    """num_videos: entries that are there. num_failures: videos that could not be extracted.
+    """num_videos: entries that are there, by the names of their records, which are not read: a
+    damaged one counts, and `verify` tells it. num_failures: videos that could not be extracted.
     watched_seconds: since the first look. workers: without those that have ended and hold nothing,
     which `gc` clears away. damaged_claims: names of claims that do not say whose they are; whoever
     meets one takes it over ten minutes later."""
@@ -86,7 +91,7 @@ class StatusWatch:
         )
 
 
-def _worker(sign: Sign, videos: list[str]) -> WorkerStatus:
+def _worker(sign: Sign, held: list[str]) -> WorkerStatus:
     worker = sign.worker
     return WorkerStatus(
         token=sign.token,
@@ -94,18 +99,19 @@ def _worker(sign: Sign, videos: list[str]) -> WorkerStatus:
         pid=worker.pid if worker else None,
         started=worker.started if worker else None,
         beat=worker.beat if worker else None,
-        videos=tuple(sorted(videos)),
+        videos=tuple(sorted(each for each in held if each not in CHORES)),
+        chores=tuple(CHORES[each] for each in held if each in CHORES),
         silent_seconds=sign.silent_seconds,
-        state=_state(sign, videos),
+        state=_state(sign, held),
     )
 
 
-def _state(sign: Sign, videos: list[str]) -> WorkerState:
+def _state(sign: Sign, held: list[str]) -> WorkerState:
     if sign.gone:
         return "gone"
     if sign.lapsed:
         return "silent"
-    return "working" if videos else "idle"
+    return "working" if held else "idle"
 
 
 def _count(folder: Path) -> int:

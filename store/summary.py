@@ -18,7 +18,7 @@ from .records import EntryRecord, frame_cost
 from .remote.shelf import ShelfUse
 from .spec import CacheSpec
 from .views import TokenView
-from .wording import counted
+from .wording import counted, human_seconds
 
 _WINDOW_FRAMES = 60
 _TYPICAL_SIDES = (7, 4)
@@ -57,8 +57,10 @@ class CacheSummary:
     frame_bytes: stored bytes of one frame, by array. num_holding: videos that hold each array.
     views: what typical views read, dearest first. made_by: for each kind of provenance, how many
     videos each value made. makers: the same by whole machines and versions; more than one is worth
-    a look before figures are compared. digest: the root digest of all values (`digest`). copies: of
-    remote caches, the directory here that objects are copied to; None of a cache that is here.
+    a look before figures are compared. digest: the root digest of all values (`digest`); None
+    when it cannot be told, because of records that cannot be read. unreadable: what is wrong with
+    those, which no other figure counts. copies: of remote caches, the directory here that objects
+    are copied to; None of a cache that is here.
     """
 
     path: str
@@ -78,7 +80,8 @@ class CacheSummary:
     tasks: tuple[str, ...]
     made_by: Mapping[str, Mapping[str, int]]
     makers: tuple[Maker, ...]
-    digest: str
+    digest: str | None
+    unreadable: tuple[str, ...] = ()
     copies: ShelfUse | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -92,12 +95,13 @@ class CacheSummary:
         grid = "x".join(map(str, spec.grid))
         lines = [
             ("cache", f"{self.path} (format 1, fingerprint {spec.fingerprint})"),
-            ("videos", f"{self.num_videos}, {self.duration_seconds / 3600:.2f} h"),
+            ("videos", f"{self.num_videos}, {human_seconds(self.duration_seconds)}"),
             ("frames", f"{self.num_frames} ({spec.sampling.describe()}), {_reader(spec)}"),
             ("size", human_bytes(self.num_bytes)),
             *self._pack_lines(human_bytes),
             *self._remote_lines(human_bytes),
-            ("digest", f"{self.digest[:SHOWN_DIGITS]}… of all values (`vis4mer cache digest`)"),
+            *self._unreadable_lines(),
+            ("digest", self._digest_line()),
             ("failures", f"{self.num_failures} (`vis4mer cache ls --failures`)"),
             ("damaged", f"{counted(self.damaged_videos, 'video')} with damaged frames"),
             ("backbone", f"{spec.backbone}, weights {_weights(spec)}"),
@@ -134,6 +138,17 @@ class CacheSummary:
             *([("", f"and {more} more")] if more else []),
         ]
 
+    def _digest_line(self) -> str:
+        if self.digest is None:
+            return "none while records cannot be read"
+        return f"{self.digest[:SHOWN_DIGITS]}… of all values (`vis4mer cache digest`)"
+
+    def _unreadable_lines(self) -> list[tuple[str, str]]:
+        if not self.unreadable:
+            return []
+        records = counted(len(self.unreadable), "record")
+        return [("unreadable", f"{records}, counted nowhere here (`vis4mer cache verify` lists)")]
+
     def _pack_lines(self, human_bytes: Callable[[float], str]) -> list[tuple[str, str]]:
         if not self.num_packed:
             return []
@@ -163,13 +178,14 @@ class CacheSummary:
         dear = [cost for cost in self.views if cost.num_stored < cost.num_videos]
         sides = [str(grid[0]) for cost in dear if (grid := TokenView.parse(cost.view).grid)]
         if sides and "patch" in self.spec.arrays:
-            lines.append(("", f"`vis4mer cache pool CACHE --grid {','.join(sides)}` stores them"))
+            name = self.path if self.copies is None else "CACHE"  # of a place: once it is pulled
+            lines.append(("", f"`vis4mer cache pool {name} --grid {','.join(sides)}` stores them"))
         return lines
 
 
 def summarise(cache: Cache) -> CacheSummary:
-    """Add up all records of a cache."""
-    records = [cache.record(entry_id) for entry_id in cache.ids()]
+    """Add up all records of a cache that can be read."""
+    records, unreadable = cache.readable_records()
     holding = Counter(array for record in records for array in record.token_arrays)
     copies = sorted(set(holding) - set(cache.spec.arrays))
     made_by: dict[str, Counter[str]] = {}
@@ -197,7 +213,8 @@ def summarise(cache: Cache) -> CacheSummary:
         tasks=tuple(cache.tasks()),
         made_by={kind: dict(values) for kind, values in made_by.items()},
         makers=makers(records),
-        digest=digest_records(cache.spec, records)[0],
+        digest=None if unreadable else digest_records(cache.spec, records)[0],
+        unreadable=unreadable,
         copies=_copies(cache),
     )
 

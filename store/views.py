@@ -75,6 +75,8 @@ class TokenView:
         if not match:
             raise UsageError(f"token view {text!r:.80}: {_EXPECTED}")
         frames = int(match["frames"]) if match["frames"] else None
+        if any(match[size] and not int(match[size]) for size in ("frames", "h", "w")):
+            raise UsageError(f"token view {text}: frames, height and width must be at least 1")
         if match["cls"]:
             return cls(frames=frames, grid=None, cls=True)
         grid = (int(match["h"]), int(match["w"]))

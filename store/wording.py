@@ -39,6 +39,25 @@ def bytes_said(text: str) -> int | None:
     return round(float(match[1]) * 1000.0 ** " kMGT".index(match[2] or " "))
 
 
+def human_bytes(count: float) -> str:
+    """1536 → "1.5 kB", decimal units as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Seconds as a person says them: 42 s, 3 min 20 s, 5 h 12 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, cut when very long; its type when it has none."""
     lines = str(error).strip().splitlines()

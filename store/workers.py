@@ -29,6 +29,7 @@ CLAIMS = "claims"
 BEAT_SECONDS = 30.0
 LAPSE_SECONDS = 600.0  # without a sign, in which a stopped file server may come back
 _MAX_LOOK_SECONDS = 2 * BEAT_SECONDS
+_MAX_LOOKS = 32  # with each sign: thousands of workers must not be busy with one another
 _MAX_BYTES = 1 << 16
 _MAX_PID = (1 << 31) - 1
 _REFUSED = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR)  # tomorrow as well
@@ -259,10 +260,15 @@ class Lookout:
         return Sign(token=token, worker=worker, silent_seconds=silent, gone=gone)
 
     def look_at_all(self) -> None:
-        """Look at every worker that was looked at before."""
+        """Look at workers that were looked at before: at all that were silent then and have not
+        lapsed, and at 32 of the others at most, those whose turn it is."""
         with self._lock:
-            known = list(self._seen)
-        for token in known:
+            seen = sorted(
+                (looked, token, silent) for token, (_, looked, silent) in self._seen.items()
+            )
+        silent = [token for _, token, silent in seen if 0 < silent < LAPSE_SECONDS]
+        heard = [token for _, token, silent in seen if not silent]
+        for token in silent + heard[:_MAX_LOOKS]:
             self.look(token)
 
     def _read(self, token: str) -> tuple[Worker | None, object]:

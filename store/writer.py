@@ -166,7 +166,10 @@ class ArrayWriter:
 
 class TokensWriter:
     """The token arrays of an entry in the stored type, each with its scales. Frames of an array are
-    appended in pieces; int8 takes the first piece for its channel scale."""
+    appended in pieces; int8 takes the first piece for its channel scale. quantising: entered while
+    values are brought to the stored type, for whoever times that."""
+
+    quantising: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 
     def __init__(self, folder: Path, spec: CacheSpec) -> None:
         self._folder = folder
@@ -178,14 +181,19 @@ class TokensWriter:
         """values: (t, S, D). Vis4merError for what the stored type cannot hold."""
         dtype = self._spec.stored_dtype
         if dtype == "float16":
-            self._array(array).append(quantise.encode_float16(values))
+            with self.quantising():
+                halves = quantise.encode_float16(values)
+            self._array(array).append(halves)
         elif dtype == "bfloat16":
-            self._array(array).append(quantise.encode_bfloat16(values))
+            with self.quantising():
+                bits = quantise.encode_bfloat16(values)
+            self._array(array).append(bits)
         else:
             if array not in self._channels:
                 self._channels[array] = quantise.channel_scale(values)
                 self._array(array, "_channel").append(self._channels[array][None])
-            q, scale = quantise.encode_int8(values, self._channels[array])
+            with self.quantising():
+                q, scale = quantise.encode_int8(values, self._channels[array])
             self._array(array).append(q)
             self._array(array, "_scale").append(scale)
 
@@ -251,6 +259,12 @@ class EntryWriter:
         self._tokens.abandon()
         if not is_committed(self._record_path, self._attempt):
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def time_quantising(
+        self, entered: Callable[[], contextlib.AbstractContextManager[object]]
+    ) -> None:
+        """Enter this while values are brought to the stored type."""
+        self._tokens.quantising = entered
 
     @property
     def attempt(self) -> str:

@@ -171,6 +171,7 @@ def test_devices_side_by_side_and_processes_that_die(tmp_path, monkeypatch):
     class Doomed(on_devices._Worker):
         def give(self, task):
             super().give(task)
+            assert task.to_json("cpu")["processes"] == 2
             if len(task.jobs) > 1 or task.place[0] == 2:
                 self._process.kill()
 

@@ -130,11 +130,12 @@ print(json.dumps(sorted(name.split(".")[0] for name in sys.modules)))
 
 
 def test_every_module_can_be_imported_and_its_examples_are_true():
-    """One file wraps each optional library and is imported when that reader is asked for."""
+    """One file wraps each optional library and is imported when that is asked for."""
+    wrapped = {"decord": "decord", "torchcodec": "torchcodec", "fused_kernels": "triton"}
     for path in FILES:
-        optional = path.parent.name == "readers" and importlib.util.find_spec(path.stem) is None
-        wraps = path.stem in ("decord", "torchcodec")
-        if path.name != "__main__.py" and not (wraps and optional):
+        library = wrapped.get(path.stem) if path.parent.name in ("readers", "ssm") else None
+        missing = library is not None and importlib.util.find_spec(library) is None
+        if path.name != "__main__.py" and not missing:
             module = importlib.import_module(module_name(path))
             assert not doctest.testmod(module).failed, module.__name__
 

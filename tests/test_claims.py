@@ -337,6 +337,42 @@ def test_a_claim_that_changed_hands_is_given_back(tmp_path):
     assert not withdraw(observed)
 
 
+def test_who_judges_late_moves_no_claim_of_the_living(tmp_path, monkeypatch):
+    """A judges the dead, B takes over, and only then A acts: at no moment finds C no claim."""
+
+    def die():
+        Claims(tmp_path).take("a")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    in_child(die)
+    slow, quick, third = (Claims(tmp_path) for _ in range(3))
+    look, rename = Lookout.look, Path.rename
+    taken: list[str] = []
+
+    def look_long(lookout, token):
+        sign = look(lookout, token)
+        if lookout is slow._lookout and not taken:
+            assert quick.take("a") is None
+            taken.append("by quick")
+        return sign
+
+    def rename_and_try(source, target):
+        done = rename(source, target)
+        if taken and source == claim_path(tmp_path, "a") and third.take("a") is None:
+            taken.append("by third")
+        return done
+
+    monkeypatch.setattr(Lookout, "look", look_long)
+    monkeypatch.setattr(Path, "rename", rename_and_try)
+    holder = slow.take("a")
+    monkeypatch.undo()
+    assert taken == ["by quick"]
+    assert holder.token == quick.token
+    for claims in (slow, quick, third):
+        claims.__exit__(None, None, None)
+    assert list(list_claims(tmp_path)) == []
+
+
 def test_of_many_takers_one_wins(tmp_path):
     """Threads that all see the same dead worker: each of its videos has one new owner."""
     ids = [f"v{i}" for i in range(12)]
@@ -490,7 +526,7 @@ def test_the_status_command(cache):
     write_atomic(claim_path(cache.path, "x"), b"\x1b[2Jdamaged")
     shown = CliRunner().invoke(app, ["cache", "status", str(cache.path)]).output
     assert "1 damaged claim in claims/" in shown
-    assert "1 video done, 0 failed" in shown
+    assert "1 video done (by their records, unread), 0 failed" in shown
     assert "GONE: its process has ended" in shown
     assert "[bold]node7\\x1b pid" in shown
     assert "[red]c" in shown

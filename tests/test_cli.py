@@ -20,6 +20,7 @@ from vis4mer.store.cache import create_cache
 BACKBONE = ("--backbone", "vit_tiny_patch16_224@32", "--weights", "random:0")
 COMMANDS = (
     ("extract",),
+    ("slurm",),
     ("label",),
     ("pretrain",),
     ("train-decoder",),
@@ -278,6 +279,19 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path):
         checkpoint.unlink()
     result = run("evaluate", "--run", tmp_path / "run", "--cache", cache.path)
     refused(result, 1, "safetensors", "--resume")
+
+
+def test_memory_that_torch_does_not_get_is_one_line_and_no_bug(tmp_path, monkeypatch):
+    from vis4mer.decode.training import job
+
+    def too_large(*_, **__):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory:\n 824 GB")
+
+    monkeypatch.setattr(job, "build_decoder", too_large)
+    cache = make_cache(tmp_path)
+    result = run("train-decoder", "--cache", cache.path, "--task", "toy/label", "--run", tmp_path)
+    refused(result, 1, "can't allocate memory", "824 GB")
+    assert "this is a bug" not in result.output
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(clips, tmp_path, monkeypatch):

@@ -109,7 +109,10 @@ def test_a_file_that_is_no_toml_is_one_line(tmp_path, content):
 
 def test_differences_name_what_is_learned_and_not_how_fast():
     changed = load_config(
-        flags={**_flat(FULL), "decoder.depth": 3, "workers": 9, "device": "cpu", "seed": 1}
+        flags=_flat(FULL)
+        | {"decoder.depth": 3, "seed": 1}
+        | {"workers": 9, "device": "cpu", "preload": "ram", "compile": True}
+        | {"decoder.recompute": True}
     )
     found = config_differences(FULL, changed)
     assert [(d.field, d.stored, d.wanted) for d in found] == [

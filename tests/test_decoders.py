@@ -402,13 +402,41 @@ def test_every_option_of_every_mixer_is_described_as_it_is():
     assert text["discretization"].endswith("; mixer s4d-lin, s4d-inv, s4d-legs only")
 
 
-class CountItems(TorchDispatchMode):
-    """Counts the places where Python asks for the value of a tensor, and so waits for it."""
+@each_variant
+@pytest.mark.parametrize("mixer", ["s4", "s4d-lin", "attention"])
+def test_recomputing_changes_no_number(variant, mixer):
+    batch = padded(token_batch(frames=9, grid=(4, 4)), 2)
+    options = {"variant": variant, "mixer": mixer}
+    models = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        given = options | {"recompute": recompute}
+        models.append(build_decoder("vis4mer", shape=batch.shape, num_outputs=2, options=given))
+    for model in models:
+        torch.manual_seed(1)
+        training_loss(model(batch), torch.tensor([0, 1]), "classification").backward()
+    for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), name
 
+
+def by_mask(func, args):
+    """Whether a tensor is indexed by one of booleans."""
+    if func.overloadpacket.__name__ not in ("index", "index_put", "index_put_"):
+        return False
+    return any(index is not None and index.dtype == torch.bool for index in args[1])
+
+
+class CountItems(TorchDispatchMode):
+    """Counts the places where Python needs the value of a tensor, and so waits for it.
+
+    A value itself, or a shape that depends on values, as of boolean indexing.
+    """
+
+    waits = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim")
     count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
+        self.count += func.overloadpacket.__name__ in self.waits or by_mask(func, args)
         return func(*args, **(kwargs or {}))
 
 
@@ -428,8 +456,12 @@ def test_no_step_asks_for_a_value(decoder, lengths):
         batch = collate(clips, torch.float32)
         training_loss(model(batch), labels, "classification").backward()
         assert mode.count == 0
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        assert mode.count == 0
         bool(batch.mask.all())
         assert mode.count == 1  # it would have been seen
+        labels[labels > 0]
+        assert mode.count == 2
     assert (batch.lengths, batch.min_frames, batch.padded) == (lengths, lengths[1], lengths[1] < 6)
 
 

@@ -27,6 +27,7 @@ from vis4mer.decode.judging.predict import predict_entries
 from vis4mer.decode.judging.stream import StreamPredictor
 from vis4mer.decode.runs.checkpoints import read_checkpoint
 from vis4mer.decode.runs.run import open_run
+from vis4mer.decode.runs.runlog import OF_THE_CLOCK
 from vis4mer.decode.train import train_decoder, train_decoders
 from vis4mer.decode.training.job import prepare_job
 from vis4mer.decode.training.learner import Learner, training_loss
@@ -225,7 +226,7 @@ def assert_same_run(one, other, but=()):
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
-    but = ("seconds", *but)
+    but = (*OF_THE_CLOCK, *but)
     assert log(one, but) == log(other, but)
     results = [open_run(run).results() for run in (one, other)]
     assert results[0].test.predictions == results[1].test.predictions

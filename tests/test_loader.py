@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from caches import make_cache, make_spec
-from vis4mer.decode.data.clips import Clip, collate, pool_to_grid, read_ahead
-from vis4mer.decode.data.loader import Timelines, TrainLoader, epoch_draws
+from vis4mer.decode.data.ahead import read_ahead
+from vis4mer.decode.data.clips import Clip, collate, pool_to_grid
+from vis4mer.decode.data.loader import TrainLoader, epoch_draws
 from vis4mer.decode.data.plan import Stretch, WindowPlan, split_samples
+from vis4mer.decode.data.timelines import Timelines
 from vis4mer.store.errors import UsageError
 from vis4mer.store.tasks import TaskRow, TaskTable
 from vis4mer.store.views import pool_grid

@@ -17,7 +17,7 @@ from vis4mer import look as looking
 from vis4mer.cli import app
 from vis4mer.decode.config import DecoderConfig, TrainConfig
 from vis4mer.decode.data.clips import Clip, collate, shuffled_order
-from vis4mer.decode.data.loader import window_key
+from vis4mer.decode.data.timelines import window_key
 from vis4mer.decode.decoders import build_decoder
 from vis4mer.decode.judging.look import (
     WindowLook,

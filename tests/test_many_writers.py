@@ -297,7 +297,7 @@ def test_the_command_says_what_others_hold(tmp_path, monkeypatch):
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 0
         assert f"pid {os.getpid()} (1 video): a.mp4" in result.stdout
-        assert "0 were there already, 0 failed, 1 held by others" in result.stdout
+        assert "0 were there already, 0 failed, 1 in other workers' hands" in result.stdout
         assert "the same command takes up what they leave" in result.stdout
         as_json = CliRunner().invoke(app, [*command, "--json"])
         assert json.loads(as_json.stdout)["held"][0]["ids"] == ["a.mp4"]

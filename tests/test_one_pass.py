@@ -17,10 +17,11 @@ from vis4mer.decode.data.sharing import blocks_within, shared_bytes
 from vis4mer.decode.device import Compute
 from vis4mer.decode.judging.judge import Candidate, Judged, NotFiniteError, judge, judge_all
 from vis4mer.decode.runs.run import open_run
+from vis4mer.decode.runs.runlog import OF_THE_CLOCK
 from vis4mer.decode.runs.timelines import read_timelines
 from vis4mer.decode.train import train_decoder, train_decoders
 from vis4mer.decode.training.learner import DivergedError, Learner
-from vis4mer.store.cache import Cache
+from vis4mer.store import stored
 from vis4mer.store.errors import UsageError
 from vis4mer.store.tasks import TaskRow, TaskTable
 from vis4mer.store.windows import Window
@@ -69,7 +70,7 @@ def untimed(value):
         return [untimed(v) for v in value]
     if not isinstance(value, dict):
         return value
-    ignored = ("seconds", "bytes_read", "checksum")
+    ignored = (*OF_THE_CLOCK, "bytes_read", "checksum")
     return {k: untimed(v) for k, v in value.items() if k not in ignored}
 
 
@@ -131,17 +132,14 @@ class Reads:
 
     def __init__(self, monkeypatch):
         self.frames = Counter()
-        read, lock = Cache.read, threading.Lock()
+        read, lock = stored.read_frames, threading.Lock()
 
-        def counting(cache, entry_id, array="patch", frames=None, **options):
-            tokens = read(cache, entry_id, array, frames, **options)
-            chosen = range(cache.record(entry_id).num_frames)
-            chosen = chosen if frames is None else np.arange(len(chosen))[frames]
+        def counting(backing, record, array, frames, *rest, **options):
             with lock:
-                self.frames.update((entry_id, int(frame)) for frame in chosen)
-            return tokens
+                self.frames.update((record.id, int(frame)) for frame in frames)
+            return read(backing, record, array, frames, *rest, **options)
 
-        monkeypatch.setattr(Cache, "read", counting)
+        monkeypatch.setattr(stored, "read_frames", counting)
 
     def take(self):
         found, self.frames = self.frames, Counter()

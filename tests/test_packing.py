@@ -44,6 +44,7 @@ from vis4mer.store.pooling import pool_cache
 from vis4mer.store.summary import summarise
 from vis4mer.store.transfer.push import push_cache
 from vis4mer.store.verify import verify_cache
+from vis4mer.store.wording import human_bytes
 
 DTYPES = ("float16", "bfloat16", "int8")
 LENGTHS = (3, 260, 1)  # frames: one shard, two of which the second is odd, a single frame
@@ -400,9 +401,10 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatc
     cache = cache_of(tmp_path, frames=(10, 10))
     size = cache.record("v0").num_bytes
     free = shutil.disk_usage(tmp_path)._replace(free=size + 10)
+    said = human_bytes(size + 10)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     for work in (pack_cache, lambda c: pack_cache(c, free_at_once=True)):
-        with pytest.raises(Vis4merError, match=r"needs .* GB of room"):
+        with pytest.raises(Vis4merError, match=rf"needs .*B of room, but {said} are free"):
             work(cache)
     assert packs(cache) == []
     assert len(pack_cache(cache, size_bytes=size, free_at_once=True).changed) == 2

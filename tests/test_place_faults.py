@@ -356,7 +356,7 @@ def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         ("ssh://h/x", "ssh"),
         ("hf://datasets/a/b", "hf"),
     ):
-        with pytest.raises(UsageError, match=rf"pip install 'vis4mer\[{extra}\]'"):
+        with pytest.raises(UsageError, match=rf"pip install '\.\[{extra}\]'"):
             open_place(url)
 
 

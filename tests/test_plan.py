@@ -16,6 +16,7 @@ from vis4mer.cli import app
 from vis4mer.extract.backbones.loading import cache_spec
 from vis4mer.extract.planning.dry_run import Amount, ExtractPlan, plan_extraction
 from vis4mer.extract.planning.plan import SourceError, largest_first, look_at
+from vis4mer.extract.planning.share import Share
 from vis4mer.extract.request import ExtractRequest, extract_videos, plan_videos
 from vis4mer.extract.sources import VideoSource
 from vis4mer.extract.stages.pipeline import fill_cache
@@ -321,6 +322,22 @@ def test_a_plan_for_a_cache_there_is_counts_what_is_left(extracted: tuple[Path, 
     assert (found.to_extract, found.already_there, found.frames) == (("b.mp4",), 1, 3)
 
 
+def test_a_plan_is_of_the_share(extracted: tuple[Path, Path]) -> None:
+    folder, _ = extracted
+    ids = sorted(path.name for path in folder.iterdir())
+    asked = ExtractRequest(inputs=[str(folder)], cache=folder.with_name("new.zarr"), **TINY)
+    plans = {
+        (number, helps): plan_videos(
+            replace(asked, share=Share(number=number, count=2, helps=helps)), probe=False
+        ).to_extract
+        for number in (1, 2)
+        for helps in (True, False)
+    }
+    assert sorted(plans[1, False] + plans[2, False]) == ids
+    assert plans[1, True] == plans[1, False] + plans[2, False]
+    assert plans[2, True] == plans[2, False] + plans[1, False]
+
+
 def told(refusal: Exception) -> object:
     """What an error says, but for the weights, which a plan does not load."""
     if isinstance(refusal, FingerprintError):
@@ -335,7 +352,7 @@ def told(refusal: Exception) -> object:
         ({"backbone": "vit_tiny_patch16_224@48"}, FingerprintError, "preprocess.size"),
         ({"stored_dtype": "int8"}, FingerprintError, "stored_dtype: cache float16, asked int8"),
         ({"reader": "decord"}, FingerprintError, "reader: cache pyav, asked decord"),
-        ({"grids": ()}, UsageError, "use the same --grids"),
+        ({"full_grid": False}, UsageError, "use the same --grids"),
         ({"cache": "videos"}, UsageError, "is no feature cache"),
     ],
 )

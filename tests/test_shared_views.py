@@ -6,7 +6,6 @@ import itertools
 import threading
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 from caches import make_cache, make_spec
@@ -22,7 +21,7 @@ from vis4mer.decode.train import train_decoder, train_decoders
 from vis4mer.decode.training import clock as clocks
 from vis4mer.decode.training import side_by_side
 from vis4mer.decode.training.clock import StepClock
-from vis4mer.store.cache import Cache
+from vis4mer.store import stored
 from vis4mer.store.errors import UsageError
 from vis4mer.store.pooling import with_copies
 from vis4mer.store.windows import Window
@@ -112,15 +111,14 @@ def test_batches_of_each_view_are_those_of_its_own_loader(cache):
 
 def test_each_frame_is_read_once_of_what_its_views_need(cache, monkeypatch):
     """The full grid once for all of them; a video's own 2 × 2 for the view that has it."""
-    counted, lock, read = Counter(), threading.Lock(), Cache.read
+    counted, lock, read = Counter(), threading.Lock(), stored.read_frames
 
-    def counting(cache, entry_id, array="patch", frames=None, **options):
+    def counting(backing, record, array, frames, *rest, **options):
         with lock:
-            chosen = range(cache.record(entry_id).num_frames)
-            counted.update((entry_id, array, int(f)) for f in np.asarray(chosen)[frames])
-        return read(cache, entry_id, array, frames, **options)
+            counted.update((record.id, array, int(f)) for f in frames)
+        return read(backing, record, array, frames, *rest, **options)
 
-    monkeypatch.setattr(Cache, "read", counting)
+    monkeypatch.setattr(stored, "read_frames", counting)
     loaders = [loader_of(cache, view, seed=0) for view in VIEWS]  # one seed: the same windows
     for _ in SharedEpoch(cache, loaders, epoch=0, workers=2, pin=False):
         pass
@@ -179,6 +177,20 @@ def test_a_sweep_of_views_is_a_pass_for_each_reading_and_knows_its_bytes(tmp_pat
     own = 4 * frame  # and its run no longer judges by the full grid
     pooled = (train + 2 * judged) * full + (train + judged) * own
     assert passes("pooled") == [expected[0], (views[1:], pooled)]
+
+
+def test_a_preloaded_sweep_knows_its_bytes(tmp_path):
+    """Of 16 videos 8 + 4 are held, whatever the views and epochs; each view reads the other 4."""
+    cache = make_cache(tmp_path, num_videos=16, frames=4, grid=(4, 4), dim=8)
+    base = {"task": "toy/label", "epochs": 2, "window_seconds": 4, "device": "cpu"}
+    base |= {"decoder.name": "mean", "preload": "ram"}
+    sweep = Sweep(base=base, axes=(Axis(name="tokens", values=("4x1x1", "4x2x2")),))
+    points, caches = sweep.points(["tokens"]), {"tokens": cache}
+    plan = plan_sweep(points, caches, tmp_path / "sweep")
+    result = run_sweep(plan, points, caches, tmp_path / "sweep", devices=["cpu"], memory=False)
+    [one] = plan.passes
+    assert one.bytes_to_read() == sum(row.bytes_read for row in result.rows)
+    assert one.bytes_to_read() == (8 + 4 + 2 * 4) * 4 * (16 * 8 * 2)
 
 
 def test_memory_of_shared_views_counts_the_grids_that_a_video_may_have_of_its_own():

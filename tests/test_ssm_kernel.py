@@ -202,7 +202,7 @@ def test_a_tied_system_can_only_shrink_whatever_its_parameters():
         for parameter in ssm.parameters():
             parameter.add_(3 * torch.randn_like(parameter))
     with torch.no_grad():
-        E = system_of(ssm).step.E.double()
+        E = system_of(ssm).step.matrix().double()
         K = kernel(system_of(ssm), 5000)
     largest = torch.linalg.matrix_norm(E + torch.eye(64, dtype=E.dtype), ord=2)
     assert float(largest.max()) < 1 + 1e-4

@@ -43,6 +43,7 @@ def orphan(cache, entry_id="killed", hours=48.0):
 def test_nothing_to_do(cache):
     for path in (cache.path / "videos").glob("*/*"):
         age(path, 10_000)
+    cache.write_catalog()
     before = tree(cache.path)
     report = collect_garbage(cache, grace_seconds=0)
     assert (report.num_files, report.num_bytes, report.paths) == (0, 0, ())

@@ -19,7 +19,7 @@ PREPROCESS = Preprocess(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
 # One change for every field of a spec that makes other numbers: what is said of it.
 CHANGES = {
     "backbone": ({"backbone": "vit_other"}, "cache vit_test, asked vit_other"),
-    "weights_sha256": ({"weights_sha256": "1" * 64}, f"cache {'0' * 64}, asked {'1' * 64}"),
+    "weights_sha256": ({"weights_sha256": "1" * 64}, f"cache {'0' * 16}…, asked {'1' * 16}…"),
     "layer": ({"layer": "block-3"}, "cache final-norm, asked block-3"),
     "preprocess.size": (
         {"preprocess": dataclasses.replace(PREPROCESS, size=(32, 48))},
@@ -135,6 +135,17 @@ def test_where_weights_came_from_and_what_is_kept_is_no_identity(tmp_path):
     create_cache(cache.path, make_spec(weights="file"))
     with pytest.raises(UsageError, match="holds the arrays patch, prefix, asked for prefix"):
         create_cache(cache.path, make_spec(arrays=("prefix",)))
+
+
+def test_a_cache_may_keep_more_copies_than_are_asked_for(tmp_path):
+    """Its entries are written with its own arrays, whoever extracts to it; the full grid, which
+    takes much more, is never kept unasked, and what is asked for is never left out."""
+    arrays = ("patch", "prefix", "grid1")
+    path = create_cache(tmp_path / "kept.zarr", make_spec(arrays=arrays)).path
+    assert create_cache(path, make_spec()).spec.arrays == arrays
+    for others in (("prefix", "grid1"), ("patch", "prefix", "grid2")):
+        with pytest.raises(UsageError, match="use the same --grids"):
+            create_cache(path, make_spec(arrays=others))
 
 
 def test_numbers_are_the_same_however_they_are_written(tmp_path):

@@ -10,9 +10,10 @@ import torch
 from caches import make_cache, make_spec, write_tokens
 from torch.utils.data import DataLoader
 from vis4mer.decode.config import load_config
-from vis4mer.decode.data.loader import Timelines, TrainLoader
+from vis4mer.decode.data.loader import TrainLoader
 from vis4mer.decode.data.plan import Stretch, WindowPlan, split_samples
 from vis4mer.decode.data.sharing import SharedEpoch
+from vis4mer.decode.data.timelines import Timelines
 from vis4mer.decode.judging.predict import predict_entries
 from vis4mer.decode.judging.stream import StreamPredictor
 from vis4mer.decode.runs.run import open_run

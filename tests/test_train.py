@@ -13,6 +13,7 @@ from vis4mer.decode.judging.evaluate import evaluate_run
 from vis4mer.decode.judging.predict import predict_entries
 from vis4mer.decode.runs.checkpoints import read_checkpoint
 from vis4mer.decode.runs.run import open_run
+from vis4mer.decode.runs.runlog import OF_THE_CLOCK
 from vis4mer.decode.train import train_decoder
 from vis4mer.decode.training.learner import DivergedError, step_seed
 from vis4mer.store.errors import FingerprintError, UsageError, Vis4merError
@@ -43,7 +44,7 @@ def tensors(run):
 def log(run):
     """metrics.jsonl without what the clock says."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in OF_THE_CLOCK} for line in lines]
 
 
 def assert_same_run(one, other):
@@ -60,7 +61,7 @@ def untimed(value):
     """JSON without what the clock says, and the seal over it."""
     if not isinstance(value, dict):
         return value
-    return {k: untimed(v) for k, v in value.items() if k not in ("seconds", "checksum")}
+    return {k: untimed(v) for k, v in value.items() if k not in (*OF_THE_CLOCK, "checksum")}
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])

@@ -11,6 +11,7 @@ import torch
 from caches import make_cache
 from vis4mer.decode.runs.checkpoints import read_checkpoint
 from vis4mer.decode.runs.run import lock_run, open_run
+from vis4mer.decode.runs.runlog import OF_THE_CLOCK
 from vis4mer.store.errors import Vis4merError
 
 # Trains once for every line on stdin, [cache, run, signal, moment] as JSON, each time in a process
@@ -105,7 +106,7 @@ def trainer():
 
 def state(run):
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    metrics = [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in lines]
+    metrics = [{k: v for k, v in json.loads(x).items() if k not in OF_THE_CLOCK} for x in lines]
     return read_checkpoint(run / "last.safetensors").tensors, metrics
 
 

@@ -614,7 +614,7 @@ def test_a_full_disk_is_one_line(
 
 def test_no_room_is_said_before_anything_is_written(cache, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(Vis4merError, match="GB are free there"):
+    with pytest.raises(Vis4merError, match=r"needs 67\.\d MB, and 1\.0 kB are free there"):
         pull_cache(str(cache.path), tmp_path / "back")
     assert not (tmp_path / "back").exists()
 

@@ -62,17 +62,20 @@ def _jobs(each: PassPlan, device: str) -> tuple[Job, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a worker is given: runs that share a pass, of the cache at one path or address."""
+    """What a worker is given: runs that share a pass, of the cache at one path or address.
+    processes: workers that there are at the same time."""
 
     cache: str
     jobs: tuple[Job, ...]
     place: tuple[int, int]
+    processes: int
 
     def to_json(self, device: str) -> dict[str, Any]:
         return {
             "cache": self.cache,
             "device": device,
             "place": list(self.place),
+            "processes": self.processes,
             "jobs": [
                 {"config": replace(config, device=device).to_json(), "run": str(run)}
                 for config, run in self.jobs
@@ -149,7 +152,12 @@ def _side_by_side(
 ) -> None:
     """A worker for every device, each given the next pass when it is free."""
     waiting = deque(
-        Task(cache=each.cache.address, jobs=_jobs(each, "auto"), place=(number, len(passes)))
+        Task(
+            cache=each.cache.address,
+            jobs=_jobs(each, "auto"),
+            place=(number, len(passes)),
+            processes=min(len(devices), len(passes)),
+        )
         for number, each in enumerate(passes, start=1)
     )
     lines: queue.Queue[_Said] = queue.Queue()

@@ -1,25 +1,27 @@
 """Scores of a sweep against what was swept: mean ± standard deviation over seeds, and the floor.
 
     against tokens, window length, or any other axis of numbers    a line for each other setting
-    against memory                                                 the same, where it was measured
+    against memory                                                 points, where it was measured
     settings                                                       one bar each, for axes of words
 
-Each as PNG and SVG, for every task. Accuracies are percent.
+Each as PNG and SVG, for every task. Accuracies are percent. Settings are joined by a line only
+where each has a place of its own on the axis that was swept.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...store.files import write_atomic
+from .point_names import Spot, write_names
 from .rows import Setting, axes_of
-from .table import label
+from .table import cell, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,26 +29,30 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg")
 MAX_BARS = 40
-MAX_TICKS = 10
+_TICK_SHARE = 0.08  # of the axis, between two ticks at least
 _MARKERS = "osD^vP*Xhd<>"
+_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 _TOKENS, _WINDOW, _TASK = "tokens", "window_seconds", "task"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Against:
     """What lies on the x axis. name: of the file. own: axes of the sweep that it stands for, and
-    that therefore tell no lines apart."""
+    that therefore tell no lines apart. swept: whether it was chosen, and not measured; then a line
+    joins the settings. named: whether a point is named by what it has of `own`."""
 
     name: str
     heading: str
     of: Callable[[Setting], float | None]
     own: tuple[str, ...]
     log: bool = False
+    swept: bool = True
+    named: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Dot:
-    """One setting: mean and standard deviation over its seeds, 0 for one; name: what it has of
+    """One setting: mean and standard deviation over its seeds, NaN for one; name: what it has of
     the axes that its line does not tell."""
 
     x: float
@@ -57,10 +63,12 @@ class Dot:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Settings that share all but the x axis, ascending by it."""
+    """Settings that share all but the x axis, ascending by it. joined: whether it is a line, or
+    only points of one colour."""
 
     name: str
     dots: tuple[Dot, ...]
+    joined: bool = True
 
 
 def draw_figures(settings: Sequence[Setting], folder: Path) -> list[Path]:
@@ -83,6 +91,7 @@ def draw_figures(settings: Sequence[Setting], folder: Path) -> list[Path]:
 
 def figure_axes(settings: Sequence[Setting]) -> list[Against]:
     """What differs in numbers between some settings of one task."""
+    unit, size = _memory_unit(settings)
     found = [
         Against(
             name="tokens",
@@ -90,13 +99,16 @@ def figure_axes(settings: Sequence[Setting]) -> list[Against]:
             of=lambda setting: float(setting.first.num_tokens),
             own=(_TOKENS, _WINDOW),
             log=True,
+            named=True,
         ),
         Against(
             name="memory",
-            heading="peak memory of a training step, GB",
-            of=lambda s: None if s.memory_bytes is None else s.memory_bytes / 1e9,
+            heading=f"peak memory of a training step, {unit}",
+            of=lambda s: None if s.memory_bytes is None else s.memory_bytes / size,
             own=(_TOKENS, _WINDOW),
             log=True,
+            swept=False,
+            named=True,
         ),
     ]
     for name in axes_of(settings):
@@ -106,6 +118,12 @@ def figure_axes(settings: Sequence[Setting]) -> list[Against]:
             heading = "window, s" if name == _WINDOW else name
             found.append(_against(name, heading))
     return [each for each in found if len({each.of(s) for s in settings} - {None}) > 1]
+
+
+def _memory_unit(settings: Sequence[Setting]) -> tuple[str, float]:
+    """The largest unit in which the largest of the settings is at least 1, and its bytes."""
+    most = max((s.memory_bytes or 0 for s in settings), default=0)
+    return next(((u, size) for u, size in _UNITS if most >= size), _UNITS[-1])
 
 
 def _against(name: str, heading: str) -> Against:
@@ -127,11 +145,31 @@ def lines_of(settings: Sequence[Setting], against: Against) -> list[Line]:
         dot = Dot(
             x=x,
             mean=factor * figure.mean,
-            std=factor * (figure.std or 0.0),
-            name=label(setting, against.own),
+            std=factor * _spread(setting),
+            name=_view_name(setting) if against.named else "",
         )
         dots[label(setting, others)].append(dot)
-    return [Line(name=name, dots=tuple(sorted(own))) for name, own in dots.items()]
+    return [
+        Line(
+            name=name,
+            dots=tuple(sorted(own)),
+            joined=against.swept and len({dot.x for dot in own}) == len(own),
+        )
+        for name, own in dots.items()
+    ]
+
+
+def _spread(setting: Setting) -> float:
+    """The standard deviation over seeds, of which one has none: NaN, which is drawn as nothing."""
+    std = setting.figure.std
+    return math.nan if std is None else std
+
+
+def _view_name(setting: Setting) -> str:
+    """`60x7x7, 20 s`: what was swept of the view and the window."""
+    view, window = setting.value(_TOKENS), setting.value(_WINDOW)
+    said = [cell(view)] if view is not None else []
+    return ", ".join(said + ([f"{cell(window)} s"] if window is not None else []))
 
 
 def _metric(settings: Sequence[Setting]) -> tuple[float, str, str]:
@@ -164,42 +202,59 @@ def _has_words(settings: Sequence[Setting]) -> bool:
 def _line_figure(settings: Sequence[Setting], lines: Sequence[Line], against: Against) -> Figure:
     figure, axes = _figure((7, 4.5))
     for i, line in enumerate(lines):
-        stds = [dot.std for dot in line.dots]
         axes.errorbar(
             [dot.x for dot in line.dots],
             [dot.mean for dot in line.dots],
-            yerr=stds if any(stds) else None,
+            yerr=_bars([dot.std for dot in line.dots]),
             marker=_MARKERS[i % len(_MARKERS)],
+            linestyle="-" if line.joined else "none",
             capsize=3,
             label=_plain(line.name) or None,
         )
-        for dot in line.dots if against.name == "memory" else ():
-            axes.annotate(
-                _plain(dot.name),
-                (dot.x, dot.mean),
-                textcoords="offset points",
-                xytext=(0, 6),
-                ha="center",
-                fontsize="x-small",
-            )
     axes.axhline(_floor(settings), color="0.5", linestyle="--", label="floor")
     _set_scale(axes, sorted({dot.x for line in lines for dot in line.dots}), log=against.log)
     axes.set(xlabel=_plain(against.heading), ylabel=_metric(settings)[2], title=_title(settings))
     axes.grid(visible=True, color="0.9")
-    axes.legend(fontsize="small")
+    _set_legend(figure)
+    dots = [dot for line in lines for dot in line.dots if dot.name]
+    write_names(figure, axes, [_spot(dot) for dot in dots])
     return figure
 
 
+def _spot(dot: Dot) -> Spot:
+    reach = 0.0 if math.isnan(dot.std) else dot.std
+    return Spot(x=dot.x, y=dot.mean, reach=reach, name=_plain(dot.name))
+
+
+def _bars(stds: Sequence[float]) -> Sequence[float] | None:
+    """Error bars, where any of several settings has one."""
+    return None if all(math.isnan(std) for std in stds) else stds
+
+
+def _set_legend(figure: Figure) -> None:
+    """Below the axes, where nothing is drawn."""
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
+
+
 def _set_scale(axes: Axes, values: Sequence[float], *, log: bool) -> None:
-    """A tick at each value where they are few and apart."""
-    if log and values[0] > 0:
+    """A tick at each value, but for those too near to one that has its own."""
+    log = log and values[0] > 0
+    if log:
         axes.set_xscale("log")
-        apart = all(b >= 1.15 * a for a, b in pairwise(values))
-    else:
-        apart = all(b - a >= 0.06 * (values[-1] - values[0]) for a, b in pairwise(values))
-    if apart and len(values) <= MAX_TICKS:
-        axes.set_xticks(values, [f"{v:,.0f}" if v >= 1000 else f"{v:.3g}" for v in values])
-        axes.set_xticks([], minor=True)
+    ticks = ticks_of(values, log=log)
+    axes.set_xticks(ticks, [f"{v:,.0f}" if v >= 1000 else f"{v:.3g}" for v in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def ticks_of(values: Sequence[float], *, log: bool) -> list[float]:
+    """Those of some ascending values that are far enough apart on the axis to be written."""
+    places = [math.log(value) if log else value for value in values]
+    ticks, last = [values[0]], places[0]
+    for value, place in zip(values, places, strict=True):
+        if place - last >= _TICK_SHARE * (places[-1] - places[0]) > 0:
+            ticks.append(value)
+            last = place
+    return ticks
 
 
 def _bar_figure(settings: Sequence[Setting], total: int) -> Figure:
@@ -210,7 +265,7 @@ def _bar_figure(settings: Sequence[Setting], total: int) -> Figure:
     axes.barh(
         places,
         [factor * setting.figure.mean for setting in settings],
-        xerr=[factor * (setting.figure.std or 0.0) for setting in settings],
+        xerr=_bars([factor * _spread(setting) for setting in settings]),
         color="C0",
         capsize=3,
     )
@@ -219,7 +274,7 @@ def _bar_figure(settings: Sequence[Setting], total: int) -> Figure:
     axes.axvline(_floor(settings), color="0.5", linestyle="--", label="floor")
     left_out = "" if total == len(settings) else f", the first {len(settings)} of {total}"
     axes.set(xlabel=heading, title=_title(settings) + left_out)
-    axes.legend(fontsize="small")
+    _set_legend(figure)
     return figure
 
 

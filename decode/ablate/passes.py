@@ -41,10 +41,13 @@ OnDone = Callable[[PassDone], None]
 OnText = Callable[[SweepProgress], None]
 
 
-def train_pass(cache: Cache, jobs: Sequence[Job], *, progress: OnProgress) -> Iterator[PassDone]:
-    """Train some runs together, or, where that fails as a whole, each alone."""
+def train_pass(
+    cache: Cache, jobs: Sequence[Job], *, progress: OnProgress, processes: int = 1
+) -> Iterator[PassDone]:
+    """Train some runs together, or, where that fails as a whole, each alone. processes: as in
+    `train_decoders`."""
     try:
-        outcomes = train_decoders(cache, jobs, progress=progress)
+        outcomes = train_decoders(cache, jobs, progress=progress, processes=processes)
     except (Vis4merError, RuntimeError, MemoryError, OSError) as error:
         reason = reason_of(error)
     else:
@@ -56,7 +59,7 @@ def train_pass(cache: Cache, jobs: Sequence[Job], *, progress: OnProgress) -> It
         yield PassDone(runs=(jobs[0][1],), failed={jobs[0][1]: reason})
         return
     for job in jobs:
-        yield from train_pass(cache, [job], progress=progress)
+        yield from train_pass(cache, [job], progress=progress, processes=processes)
 
 
 def reason_of(error: BaseException) -> str:

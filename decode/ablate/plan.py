@@ -25,11 +25,12 @@ from ...store.windows import evaluation_windows, window_length
 from ..config import TrainConfig
 from ..data.lanes import consecutive_windows
 from ..data.loader import epoch_draws, in_blocks
-from ..data.plan import Stretch
-from ..data.sharing import SHARE_BYTES, Source, source_of
+from ..data.plan import Source, Stretch, source_of
+from ..data.sharing import SHARE_BYTES
 from ..runs.run import open_run
 from ..train import SHARED
 from ..training.blocks import pass_blocks
+from ..training.holding import held_splits, to_hold
 from ..training.job import Job, prepare_job
 from .sweep import Point
 
@@ -184,17 +185,24 @@ def _shared(run: Prepared) -> bytes:
 def _bytes_to_read(cache: Cache, runs: Sequence[Prepared]) -> int:
     config = runs[0].job.config
     epochs = max(run.epochs_left for run in runs)
+    going = [run.job for run in runs if run.epochs_left]
+    held = held_splits(config) if going else ()
+    preloaded = to_hold(cache, going).items()
+    total = _cost(cache, ((source, each.frames.num_frames) for source, each in preloaded))
     each_epoch: tuple[Split, ...] = ("val",)
     if any(run.job.config.test_each_epoch for run in runs):
         each_epoch = ("val", "test")
-    total = epochs * _cost(cache, _training_reads(cache, runs))
+    if not held:
+        total += epochs * _cost(cache, _training_reads(cache, runs))
     for split in each_epoch:
-        reads = _timeline_reads(cache, runs, split, config.validation_stride_seconds)
-        total += epochs * _cost(cache, reads)
+        if split not in held:
+            reads = _timeline_reads(cache, runs, split, config.validation_stride_seconds)
+            total += epochs * _cost(cache, reads)
     splits: tuple[Split, ...] = ("val", "test")
     for split in splits:
-        reads = _timeline_reads(cache, runs, split, config.final_stride_seconds)
-        total += _cost(cache, reads)
+        if split not in held:
+            reads = _timeline_reads(cache, runs, split, config.final_stride_seconds)
+            total += _cost(cache, reads)
     return total
 
 

@@ -84,7 +84,8 @@ def _train(task: Mapping[str, Any], caches: dict[str, Cache], answers: Answers) 
     number, count = f.integers(task, "place", name=_NAME)
     device = f.text(task, "device", name=_NAME)
     teller = Teller(answers.tell, device=device, place=(number, count))
-    for done in train_pass(caches[path], jobs, progress=teller):
+    processes = f.integer(task, "processes", name=_NAME, minimum=1)
+    for done in train_pass(caches[path], jobs, progress=teller, processes=processes):
         failed = {str(run): reason for run, reason in done.failed.items()}
         answers.say({"runs": [str(run) for run in done.runs], "failed": failed})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ FREE_SHARE = 0.95
 """Of what is free, this much may be taken when nobody says how much."""
 
 _PROC = Path("/proc/self")
+_GROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,18 +130,38 @@ def memory_meter(device: torch.device) -> MemoryMeter:
 def free_bytes() -> int | None:
     """Memory that processes could still take without swapping; None where nobody says.
 
-    The machine's MemAvailable, or less where a control group allows less.
+    The machine's MemAvailable, or less where a control group (of version 2) allows less.
     """
-    found = []
+    found = [*_free_in_groups()]
     with suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 found.append(1024 * int(line.split()[1]))
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):  # ValueError: the limit is the word "max"
-        most = int((group / "memory.max").read_text())
-        found.append(max(0, most - int((group / "memory.current").read_text())))
     return min(found, default=None)
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Of the process's control group and those that it lies in, each that has a limit.
+
+    Files that the system keeps in memory count as free, as in MemAvailable: it gives them back, and
+    whoever has just read a cache has a group full of them.
+    """
+    own = ""
+    with suppress(OSError):
+        lines = (_PROC / "cgroup").read_text().splitlines()
+        own = next((line[4:] for line in lines if line.startswith("0::/")), "")
+    for folder in (_GROUPS / own, *(_GROUPS / own).parents):
+        if folder.is_relative_to(_GROUPS):
+            with suppress(OSError, ValueError):  # ValueError: the limit is the word "max"
+                most = int((folder / "memory.max").read_text())
+                used = int((folder / "memory.current").read_text())
+                yield max(0, most - used + _file_bytes(folder))
+
+
+def _file_bytes(group: Path) -> int:
+    """Of files, in the memory of a control group."""
+    lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return sum(int(size) for name, size in lines if name in ("active_file", "inactive_file"))
 
 
 def least_bytes(model: nn.Module, *, batch_size: int, itemsize: int) -> tuple[int, int]:

@@ -80,7 +80,7 @@ class TokenBatch:
     @property
     def min_frames(self) -> int:
         """Real frames of the shortest window."""
-        return min(self.lengths, default=self.mask.shape[1])
+        return min(self.lengths) if self.lengths else self.mask.shape[1]
 
     @property
     def shape(self) -> TokenShape:

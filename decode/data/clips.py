@@ -1,6 +1,6 @@
-"""Frames of one video as tensors: read on a thread, pooled on the device, padded into a batch.
+"""Frames of one video as tensors: decoded and pooled on the device, padded into a batch.
 
-    entry ──read_clip, on a thread──> Clip on the host ──on_device──> Clip ──collate──> TokenBatch
+    entry ──read_clip, on a thread──> StoredClip ──on_device──> Clip ──collate──> TokenBatch
 
 Knows which frames it is given, not why.
 """
@@ -8,23 +8,16 @@ Knows which frames it is given, not why.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...store.cache import Cache, ViewTokens
 from .batch import TokenBatch
+from .buffers import to_device
 from .plan import WindowPlan
-
-Item = TypeVar("Item")
-Read = TypeVar("Read")
+from .stored_clips import StoredClip, positions_among
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +46,7 @@ class Clip:
 
         Frames that lie one after another share memory with the clip, others are copied.
         """
-        positions = np.searchsorted(held, frames)
-        first, last = int(positions[0]), int(positions[-1])
-        if last - first + 1 == len(frames):
-            return self.select(slice(first, last + 1))
-        return self.select(to_device(torch.from_numpy(positions), self.pts_seconds.device))
+        return self.select(positions_among(held, frames, self.pts_seconds.device))
 
     def shuffled(self, key: str) -> Clip:
         """The frames' tokens in an order drawn from `key`, at the times that were there.
@@ -80,51 +69,21 @@ class Clip:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class HostClip:
-    """A clip as it lies in the cache: on the host, of the stored type and grid.
-
-    num_bytes: token bytes read from the store.
-    """
-
-    clip: Clip
-    num_bytes: int
-
-
-def read_clip(
-    cache: Cache, entry_id: str, plan: WindowPlan, frames: Sequence[int], *, pin: bool = False
-) -> HostClip:
-    """Read frames of an entry; any number of threads may. `pin` page-locks them for a GPU."""
-    tokens = cache.read_view(entry_id, plan.view, _as_range(frames), pool=False)
-    pts = np.asarray(cache.record(entry_id).pts_seconds, dtype=np.float64)[list(frames)]
-    return host_clip(tokens, pts, pin=pin)
-
-
-def host_clip(tokens: ViewTokens, pts: NDArray[np.float64], *, pin: bool = False) -> HostClip:
-    """Tokens as a cache gives them, as torch sees them; no copy unless pinned."""
-    clip = Clip(
-        patch=_from_numpy(tokens.patch, pin=pin),
-        prefix=_from_numpy(tokens.prefix, pin=pin),
-        pts_seconds=_pinned(torch.from_numpy(pts), pin=pin),
-    )
-    return HostClip(clip=clip, num_bytes=tokens.num_bytes)
-
-
 def on_device(
-    host: Clip, plan: WindowPlan, device: torch.device, *, key: str, frames: Sequence[int]
+    host: StoredClip, plan: WindowPlan, device: torch.device, *, key: str, frames: Sequence[int]
 ) -> Clip:
-    """Move a clip to the device, pool it to the view's grid there and select from it.
+    """Move a clip to the device; decode it, pool it to the view's grid and select from it there.
 
     frames: their numbers in the video. key: of a random selection; see `TokenView.places`.
     """
-    patch, prefix = host.patch, host.prefix
-    if patch is not None and plan.view.grid is not None:
-        patch = pool_to_grid(patch.to(device, non_blocking=True), plan.view.grid)
+    patch = None
+    if host.patch is not None and plan.view.grid is not None:
+        patch = pool_to_grid(host.patch.to(device).decoded(), plan.view.grid)
         if (places := plan.view.places(key, frames)) is not None:
             patch = select_patches(patch, to_device(torch.from_numpy(places), device))
     return Clip(
         patch=patch,
-        prefix=None if prefix is None else prefix.to(device, non_blocking=True),
+        prefix=None if host.prefix is None else host.prefix.to(device).decoded(),
         pts_seconds=host.pts_seconds.to(device, non_blocking=True),
     )
 
@@ -187,50 +146,6 @@ def collate(
         pts_seconds=_padded_tensor([clip.pts_seconds for clip in clips], longest, torch.float64),
         lengths=lengths,
     )
-
-
-def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """A small tensor made on the host, on the device, without waiting for work queued there."""
-    return _pinned(host, pin=device.type == "cuda").to(device, non_blocking=True)
-
-
-def read_ahead(
-    read: Callable[[Item], Read], items: Iterable[Item], *, workers: int, depth: int
-) -> Iterator[Read]:
-    """`map(read, items)` in order, with at most `depth` results in flight or waiting.
-
-    Reads run on `workers` threads. An error is raised where its result would have come; leaving
-    the loop early cancels what has not begun.
-    """
-    waiting: deque[Future[Read]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(read, item))
-                if len(waiting) >= depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _as_range(frames: Sequence[int]) -> range | Sequence[int]:
-    """A range where the frames are evenly spaced, which is cheaper to read than a list."""
-    step = frames[1] - frames[0] if len(frames) > 1 else 1
-    evenly = range(frames[0], frames[-1] + 1, step)
-    return evenly if list(evenly) == list(frames) else frames
-
-
-def _from_numpy(tokens: NDArray[np.floating] | None, *, pin: bool) -> Tensor | None:
-    if tokens is None:
-        return None
-    return _pinned(torch.from_numpy(np.ascontiguousarray(tokens)), pin=pin)
-
-
-def _pinned(host: Tensor, *, pin: bool) -> Tensor:
-    return host.pin_memory() if pin else host
 
 
 def _joined(first: Tensor | None, second: Tensor | None) -> Tensor | None:

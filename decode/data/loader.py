@@ -1,4 +1,4 @@
-"""Which windows are read in which order: random ones or whole videos to learn from, all to judge.
+"""Which windows are read in which order to learn from: random ones, or those of whole videos.
 
 What is read is a pure function of the task table, the seed and the epoch, never of the timing of
 threads. Knows no model and no loss.
@@ -7,24 +7,26 @@ threads. Knows no model and no loss.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...store.cache import Cache
 from ...store.tasks import TaskKind
-from ...store.windows import Window, evaluation_windows, random_window, window_length
+from ...store.windows import Window, random_window
 from ..rows import Rows, Share
+from .ahead import ReadAhead, Stopwatch
 from .batch import TokenBatch
-from .clips import Clip, HostClip, collate, on_device, read_ahead, read_clip, to_device
+from .buffers import BufferPool, Memory, pinned, to_device
+from .clips import collate, on_device
+from .handover import Handover
 from .lanes import LaneRows, LaneStep, lane_rows, lane_steps, num_lane_steps
-from .plan import Sample, Stretch, WindowPlan
-
-PIECE_FRAMES = 256  # of a timeline read at once in evaluation: a shard, 100 MB of 14 × 14 × 1024
+from .plan import Sample, WindowPlan
+from .preload import Held, Reads
+from .stored_clips import HostClip, StoredClip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,22 @@ class _Step:
     part: Rows | None = None
 
 
+class _Epoch:
+    """The steps of an epoch, made when they are first asked for."""
+
+    def __init__(self, number: int, make: Callable[[], list[_Step]]) -> None:
+        self.number = number
+        self._make = make
+
+    @cached_property
+    def steps(self) -> list[_Step]:
+        return self._make()
+
+    def draws(self) -> Iterator[Draw]:
+        for step in self.steps:
+            yield from step.draws
+
+
 class TrainLoader:
     """Batches of windows for one learner. `bytes_read` counts from the start.
 
@@ -123,6 +141,9 @@ class TrainLoader:
 
     share: of every batch, where several processes learn from it together: `epoch` reads the rows
     of this part alone, of lanes the same ones throughout.
+
+    Windows are read into buffers that are used again and again: there are never more of them than
+    windows on their way, `depth`, and those stay for as long as the loader does.
     """
 
     def __init__(
@@ -145,7 +166,9 @@ class TrainLoader:
     ) -> None:
         self.bytes_read = 0
         self.batch_size = batch_size
-        self._cache = cache
+        self.depth = batch_size + max(workers, cache.backing.readers)
+        self.memory: Memory = pinned if device.type == "cuda" else BufferPool()
+        self._reads = Reads(cache)
         self._samples = samples
         self._plan = plan
         self._label_dtype = torch.int64 if kind == "classification" else torch.float32
@@ -158,6 +181,14 @@ class TrainLoader:
         self._shuffle_frames = shuffle_frames
         self._lanes = lanes
         self._share = share
+        self._handover = Handover(device)
+        self._ahead: ReadAhead[Draw, HostClip] | None = None
+        self._coming: _Epoch | None = None  # the reads of its first windows may have begun
+
+    def hold(self, held: Held) -> None:
+        """Cut windows from what is in memory, from the next epoch on."""
+        self.close()
+        self._reads = Reads(self._reads.cache, held)
 
     @property
     def plan(self) -> WindowPlan:
@@ -187,22 +218,40 @@ class TrainLoader:
         )
         return in_blocks(draws, epoch=epoch, blocks=self._blocks)
 
-    def epoch(self, epoch: int) -> Iterator[LabelledBatch]:
-        """All batches of an epoch, across the borders of blocks; the last ones may be smaller."""
-        steps = self._lane_steps(epoch) if self._lanes else self._random_steps(epoch)
-        draws = (draw for step in steps for draw in step.draws)
-        depth = self.batch_size + self._workers
-        reads = read_ahead(self._read, draws, workers=self._workers, depth=depth)
-        for step in steps:
-            hosts = [next(reads) for _ in step.draws]
-            self.bytes_read += sum(host.num_bytes for host in hosts)
-            clips = [host.clip for host in hosts]
-            yield self.batch(step.draws, clips, rows=step.rows, part=step.part)
+    def epoch(
+        self, epoch: int, *, then: int | None = None, waiting: Stopwatch | None = None
+    ) -> Iterator[LabelledBatch]:
+        """All batches of an epoch, across the borders of blocks; the last ones may be smaller.
+
+        then: the epoch after it, whose first windows are read as soon as there is room: while the
+        last batches are computed, and whatever follows. `close` drops them where it does not come.
+        waiting: runs while a batch waits for what is read.
+        """
+        steps, reads = self._begin(epoch)
+        watch, going_on = waiting or Stopwatch(), False
+        try:
+            if then is not None:
+                self._coming = self._epoch(then)
+                reads.add(self._coming.draws())
+            for step in steps:
+                batch = self._handover.made(partial(self._read_batch, step, reads, watch))
+                reads.fill()
+                yield batch
+            going_on = then is not None
+        finally:
+            if not going_on:
+                self.close()
+
+    def close(self) -> None:
+        """End what is read ahead of an epoch to come."""
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = self._coming = None
 
     def batch(
         self,
         draws: Sequence[Draw],
-        clips: Sequence[Clip],
+        clips: Sequence[StoredClip],
         *,
         rows: LaneRows | None = None,
         part: Rows | None = None,
@@ -232,6 +281,30 @@ class TrainLoader:
             carried=None if rows is None else _carried(rows, self._device),
             part=part,
         )
+
+    def _begin(self, epoch: int) -> tuple[list[_Step], ReadAhead[Draw, HostClip]]:
+        """The steps of an epoch and their reads, of which the first may have begun."""
+        begun, reads = self._coming, self._ahead
+        if begun is None or begun.number != epoch or reads is None:
+            self.close()
+            begun = self._epoch(epoch)
+            threads = self._reads.threads(self._samples, self._plan, workers=self._workers)
+            reads = self._ahead = ReadAhead(self._read, workers=threads, depth=self.depth)
+            reads.add(begun.draws())
+        return begun.steps, reads
+
+    def _epoch(self, number: int) -> _Epoch:
+        make = self._lane_steps if self._lanes else self._random_steps
+        return _Epoch(number, partial(make, number))
+
+    def _read_batch(
+        self, step: _Step, reads: ReadAhead[Draw, HostClip], waiting: Stopwatch
+    ) -> LabelledBatch:
+        """The batch of a step; its buffers are free again once it is made."""
+        with waiting.running():
+            hosts = reads.take(len(step.draws))
+        self.bytes_read += sum(host.num_bytes for host in hosts)
+        return self.batch(step.draws, [h.clip for h in hosts], rows=step.rows, part=step.part)
 
     def _random_steps(self, epoch: int) -> list[_Step]:
         draws = [draw for block in self.draws(epoch) for draw in block]
@@ -285,8 +358,7 @@ class TrainLoader:
 
     def _read(self, draw: Draw) -> HostClip:
         frames = self._plan.frames(draw.window)
-        pin = self._device.type == "cuda"
-        return read_clip(self._cache, draw.sample.id, self._plan, frames, pin=pin)
+        return self._reads.read(draw.sample.id, self._plan, frames, memory=self.memory)
 
 
 def _carried(rows: LaneRows, device: torch.device) -> Carried | None:
@@ -296,133 +368,3 @@ def _carried(rows: LaneRows, device: torch.device) -> Carried | None:
         rows=None if rows.before is None else to_device(torch.tensor(rows.before), device),
         starts=to_device(torch.tensor(rows.starts), device) if any(rows.starts) else None,
     )
-
-
-# Evaluation -----------------------------------------------------------------------------------
-
-
-def window_key(entry_id: str, window: Window) -> str:
-    """Of the random numbers of a window that is judged: the same by whomever, and whenever."""
-    return f"{entry_id}\0{window.start}\0{window.stop}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowClip:
-    """A window to judge: `stretch` is the index of what it was cut from, `id` the entry's."""
-
-    stretch: int
-    id: str
-    window: Window
-    clip: Clip
-
-    @property
-    def key(self) -> str:
-        return window_key(self.id, self.window)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Piece:
-    """Some frames of one timeline; frames that no window needs are never read."""
-
-    stretch: int
-    frames: list[int]
-
-
-def judged_windows(stretch: Stretch, plan: WindowPlan, *, stride_seconds: float) -> list[Window]:
-    """Those that evaluation looks at, in order."""
-    stride = window_length(stride_seconds, fps=plan.fps)
-    return evaluation_windows(stretch.extent, length=plan.length, stride=stride)
-
-
-class Timelines:
-    """All windows of some stretches at a stride, each timeline read once and in pieces.
-
-    A piece is read whole, on threads; a window is given out as soon as its last frame is there, and
-    frames before the next window are dropped, so that an hour-long video never lies in memory.
-    """
-
-    def __init__(
-        self,
-        cache: Cache,
-        stretches: Sequence[Stretch],
-        plan: WindowPlan,
-        *,
-        stride_seconds: float,
-        workers: int,
-        device: torch.device,
-        piece_frames: int = PIECE_FRAMES,
-    ) -> None:
-        self.bytes_by_stretch = [0] * len(stretches)
-        self._cache = cache
-        self._stretches = stretches
-        self._plan = plan
-        self._stride_seconds = stride_seconds
-        self._workers = workers
-        self._device = device
-        self._piece_frames = piece_frames
-
-    @property
-    def bytes_read(self) -> int:
-        return sum(self.bytes_by_stretch)
-
-    def windows(self, stretch: int) -> list[Window]:
-        return judged_windows(
-            self._stretches[stretch], self._plan, stride_seconds=self._stride_seconds
-        )
-
-    def __iter__(self) -> Iterator[WindowClip]:
-        pieces = (piece for i in range(len(self._stretches)) for piece in self._pieces(i))
-        depth = self._workers + 1
-        waiting: deque[Window] = deque()
-        held = _Held()
-        for piece, host in read_ahead(self._read, pieces, workers=self._workers, depth=depth):
-            self.bytes_by_stretch[piece.stretch] += host.num_bytes
-            if not waiting:
-                waiting.extend(self.windows(piece.stretch))
-                held = _Held()
-            clip = on_device(
-                host.clip,
-                self._plan,
-                self._device,
-                key=self._stretches[piece.stretch].id,
-                frames=piece.frames,
-            )
-            held = held.extended(piece.frames, clip, keep_from=waiting[0].start)
-            while waiting and (frames := self._plan.frames(waiting[0]))[-1] <= held.frames[-1]:
-                window = waiting.popleft()
-                yield WindowClip(
-                    stretch=piece.stretch,
-                    id=self._stretches[piece.stretch].id,
-                    window=window,
-                    clip=held.take(frames),
-                )
-
-    def _pieces(self, stretch: int) -> Iterator[_Piece]:
-        needed = sorted({f for window in self.windows(stretch) for f in self._plan.frames(window)})
-        for first in range(0, len(needed), self._piece_frames):
-            yield _Piece(stretch=stretch, frames=needed[first : first + self._piece_frames])
-
-    def _read(self, piece: _Piece) -> tuple[_Piece, HostClip]:
-        entry_id = self._stretches[piece.stretch].id
-        pin = self._device.type == "cuda"
-        return piece, read_clip(self._cache, entry_id, self._plan, piece.frames, pin=pin)
-
-
-@dataclass(frozen=True)
-class _Held:
-    """The part of a timeline that windows to come may still need."""
-
-    frames: tuple[int, ...] = ()
-    clip: Clip | None = None
-
-    def extended(self, frames: Sequence[int], clip: Clip, *, keep_from: int) -> _Held:
-        dropped = int(np.searchsorted(self.frames, keep_from))
-        if self.clip is None or dropped == len(self.frames):
-            return _Held(tuple(frames), clip)
-        kept = self.clip.select(slice(dropped, None))
-        return _Held((*self.frames[dropped:], *frames), kept.join(clip))
-
-    def take(self, frames: Sequence[int]) -> Clip:
-        if self.clip is None:
-            raise ValueError("nothing is held")
-        return self.clip.take(self.frames, frames)

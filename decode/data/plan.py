@@ -139,6 +139,16 @@ def typical_window_seconds(plan: WindowPlan, records: Iterable[EntryRecord]) -> 
     return plan.length * float(np.median([_step_seconds(record) for record in records]))
 
 
+Source = tuple[str, tuple[str, ...]]
+"""A video, and the arrays that are read of it."""
+
+
+def source_of(cache: Cache, entry_id: str, plan: WindowPlan) -> Source:
+    """What a plan reads of a video, which may hold more arrays than others."""
+    held = cache.record(entry_id).token_arrays
+    return entry_id, plan.view.arrays_read(cache.spec, held)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
     """Frames `extent` of the entry `id`: what is cut into windows."""
@@ -178,18 +188,24 @@ def split_samples(
 ) -> SplitSamples:
     """Match a split with the cache; rows that cannot be used are counted and listed.
 
-    min_frames: of an extent that the decoder can take; see `WindowPlan.shortest_extent`.
+    min_frames: of an extent that the decoder can take; see `WindowPlan.shortest_extent`. Raises
+    CacheFormatError where the record of one is damaged.
     """
     samples: list[Sample] = []
     missing: list[str] = []
     empty: list[str] = []
     short: list[str] = []
     rows = table.split(split)
+    found = cache.records(
+        dict.fromkeys(row.id for row in rows),
+        otherwise=f"the {split} videos of {table.reference} would not be all that there are",
+    )
+    held = {record.id: record for record in found}
     for row in rows:
-        if row.id not in cache:
+        if row.id not in held:
             missing.append(row.id)
             continue
-        extent = _extent(row, cache.record(row.id), cache.spec.sampling)
+        extent = _extent(row, held[row.id], cache.spec.sampling)
         if extent is None:
             empty.append(row.id)
         elif extent.num_frames < min_frames:

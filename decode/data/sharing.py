@@ -22,19 +22,17 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from ...store.cache import Cache
-from ...store.quantise import decoded_dtype
+from ...store.records import token_cost
 from ...store.spec import CacheSpec
 from ...store.views import TokenView
 from ...store.windows import Window
-from .clips import Clip, HostClip, read_clip
+from .ahead import Stopwatch
+from .buffers import fresh, pinned
 from .loader import Draw, LabelledBatch, TrainLoader
-from .plan import Sample, WindowPlan
-
-Source = tuple[str, tuple[str, ...]]
-"""A video, and the arrays that are read of it."""
+from .plan import Sample, Source, WindowPlan, source_of
+from .preload import Held, Reads
+from .stored_clips import HostClip, StoredClip
 
 SHARE_BYTES = 4 * 10**9
 """Host memory for the reads that runs of one pass share."""
@@ -56,11 +54,11 @@ class _Span:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Held:
+class _Video:
     """Frames of one video on the host."""
 
     frames: list[int]
-    clip: Clip
+    clip: StoredClip
 
 
 @dataclass(kw_only=True)
@@ -68,9 +66,9 @@ class _Waiting:
     """What a learner has drawn and not yet been given."""
 
     draws: list[Draw] = field(default_factory=list)
-    clips: list[Clip] = field(default_factory=list)
+    clips: list[StoredClip] = field(default_factory=list)
 
-    def first(self, count: int) -> tuple[list[Draw], list[Clip]]:
+    def first(self, count: int) -> tuple[list[Draw], list[StoredClip]]:
         """Take the first `count` out."""
         taken = self.draws[:count], self.clips[:count]
         del self.draws[:count], self.clips[:count]
@@ -78,7 +76,11 @@ class _Waiting:
 
 
 class SharedEpoch:
-    """One epoch of several learners: all their batches, every video of a block read once."""
+    """One epoch of several learners: all their batches, every video of a block read once.
+
+    held: videos in memory, from which windows are cut without a read. waiting: runs while a read
+    is waited for.
+    """
 
     def __init__(
         self,
@@ -88,11 +90,15 @@ class SharedEpoch:
         epoch: int,
         workers: int,
         pin: bool,
+        held: Held | None = None,
+        waiting: Stopwatch | None = None,
     ) -> None:
         self._cache = cache
+        self._reads = Reads(cache, held)
+        self._waiting = waiting or Stopwatch()
         self._loaders = loaders
         self._workers = max(workers, cache.backing.readers)
-        self._pin = pin
+        self._memory = pinned if pin else fresh
         by_learner = [loader.draws(epoch) for loader in loaders]
         self._blocks = list(zip(*by_learner, strict=True))  # block → learner → draws
 
@@ -111,7 +117,7 @@ class SharedEpoch:
             if waiting[i].draws:
                 yield i, loader.batch(*waiting[i].first(loader.batch_size))
 
-    def _read_blocks(self) -> Iterator[tuple[Sequence[list[Draw]], dict[Source, _Held]]]:
+    def _read_blocks(self) -> Iterator[tuple[Sequence[list[Draw]], dict[Source, _Video]]]:
         """Blocks in order with what was read of them, the next one always on its way."""
         with ThreadPoolExecutor(self._workers, thread_name_prefix="read") as pool:
             coming: list[tuple[_Span, Future[HostClip]]] = []
@@ -152,25 +158,20 @@ class SharedEpoch:
         ]
 
     def _read(self, span: _Span) -> HostClip:
-        return read_clip(self._cache, span.source[0], span.plan, span.frames, pin=self._pin)
+        return self._reads.read(span.source[0], span.plan, span.frames, memory=self._memory)
 
-    def _received(self, span: _Span, read: Future[HostClip]) -> _Held:
+    def _received(self, span: _Span, read: Future[HostClip]) -> _Video:
         """What was read, once it is there; its bytes are split between those who use it."""
-        host = read.result()
+        with self._waiting.running():
+            host = read.result()
         share, rest = divmod(host.num_bytes, len(span.users))
         for place, learner in enumerate(span.users):
             self._loaders[learner].bytes_read += share + (place < rest)
-        return _Held(frames=span.frames, clip=host.clip)
+        return _Video(frames=span.frames, clip=host.clip)
 
-    def _window(self, held: dict[Source, _Held], draw: Draw, plan: WindowPlan) -> Clip:
+    def _window(self, held: dict[Source, _Video], draw: Draw, plan: WindowPlan) -> StoredClip:
         video = held[source_of(self._cache, draw.sample.id, plan)]
         return video.clip.take(video.frames, plan.frames(draw.window))
-
-
-def source_of(cache: Cache, entry_id: str, plan: WindowPlan) -> Source:
-    """What a plan reads of a video, which may hold more arrays than others."""
-    held = cache.record(entry_id).token_arrays
-    return entry_id, plan.view.arrays_read(cache.spec, held)
 
 
 def blocks_within(num_bytes: int, *, share_bytes: int = SHARE_BYTES) -> int:
@@ -209,7 +210,7 @@ def _covered(extents: Sequence[Window]) -> int:
 
 
 def _held_bytes(spec: CacheSpec, views: Set[TokenView]) -> int:
-    """Bytes of one frame on the host, as it is read for all of some views: decoded.
+    """Bytes of one frame on the host, as it is stored and read for all of some views.
 
     Several views may find grids of their own in some videos, beside the one that they share; a
     bound of that counts them all, so that it does not change with what is added to a cache.
@@ -220,4 +221,4 @@ def _held_bytes(spec: CacheSpec, views: Set[TokenView]) -> int:
         stored = {spec.array_grid(array) for array in arrays}
         own = {view.grid for view in views if view.grid is not None} - stored
         tokens += sum(height * width for height, width in own)
-    return tokens * spec.dim * np.dtype(decoded_dtype(spec.stored_dtype)).itemsize
+    return tokens * token_cost(spec)

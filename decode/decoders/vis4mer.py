@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ...store.errors import UsageError
 from ..data.batch import TokenBatch, TokenShape
@@ -49,6 +50,8 @@ class Vis4merOptions(DecoderOptions):
     mixer: the token mixer, by name.   depth: number of blocks.
     pooling, scaling: whether blocks lower the number and the width of tokens.
     dropout: of channels, inside the mixer and after it.
+    recompute: in training, keep each block's input alone and compute the block again on the way
+        back: less memory, more time, the same numbers.
     mixer_options: None stands for the mixer's defaults. In JSON and on the command line its
         options stand beside the others.
     """
@@ -59,6 +62,7 @@ class Vis4merOptions(DecoderOptions):
     pooling: bool = True
     scaling: bool = True
     dropout: float = 0.2
+    recompute: bool = False
     mixer_options: MixerOptions | None = None
 
     def __post_init__(self) -> None:
@@ -165,6 +169,8 @@ class Vis4mer(Decoder):
         mixer = mixer_class(options.mixer)(
             width, length=length, dropout=options.dropout, options=options.mixer_options
         )
+        if isinstance(mixer, SsmMixer):
+            mixer.keep_operators = not options.recompute
         return kind(width, out_width, mixer=mixer, pool=self._build_pool(), dropout=options.dropout)
 
     def _build_pool(self) -> Pool:
@@ -194,8 +200,9 @@ class Vis4mer(Decoder):
 
     def _decoded(self, tokens: Tokens) -> Tensor:
         """Blocks, mean and head: (B, num_outputs)."""
+        again = self.options.recompute and torch.is_grad_enabled()
         for block in self._blocks:
-            tokens = block(tokens)
+            tokens = checkpoint(block, tokens, use_reentrant=False) if again else block(tokens)
         return self._outputs(masked_mean(tokens.x, tokens.mask))
 
     def _outputs(self, mean: Tensor) -> Tensor:

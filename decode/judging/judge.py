@@ -28,8 +28,9 @@ from ...store.errors import Vis4merError
 from ...store.windows import Window
 from ..data.batch import TokenBatch
 from ..data.clips import collate
-from ..data.loader import Timelines, WindowClip
 from ..data.plan import Stretch, WindowPlan
+from ..data.preload import Held
+from ..data.timelines import Timelines, WindowClip
 from ..decoders import Decoder
 from ..device import Compute
 from .walk import Walk, require_walks
@@ -145,8 +146,11 @@ def judge_all(
     stride_seconds: float,
     workers: int,
     on_video: OnVideo | None = None,
+    held: Held | None = None,
 ) -> list[tuple[Verdict, ...]]:
     """By candidate, what each of its models says of all windows of its stretches.
+
+    held: videos in memory, of which nothing is read.
 
     A model whose outputs are not finite has an error in its place, and the others go on. UsageError
     where a memory is to be carried at a stride at which it cannot be.
@@ -162,6 +166,7 @@ def judge_all(
         stride_seconds=stride_seconds,
         workers=workers,
         device=compute.device,
+        held=held,
     )
     audiences: dict[tuple[frozenset[int], int, bool, bool], _Audience] = {}
     seats: list[tuple[_Audience, range]] = []

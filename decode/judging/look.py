@@ -23,8 +23,9 @@ from ...store.views import TokenView
 from ...store.windows import Window, evaluation_windows, window_length
 from ...store.wording import some_of
 from ..data.batch import TokenBatch
-from ..data.clips import collate, on_device, read_clip, shuffled_order
-from ..data.loader import window_key
+from ..data.clips import collate, on_device, shuffled_order
+from ..data.stored_clips import read_clip
+from ..data.timelines import window_key
 from ..decoders import DECODERS, Decoder, decoder_class
 from ..device import Compute
 from ..runs.run import Run, RunAbout

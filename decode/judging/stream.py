@@ -20,7 +20,8 @@ from ...store.views import TokenView, pool_grid
 from ...store.windows import Window
 from ..config import Precision
 from ..data.batch import TokenBatch
-from ..data.clips import collate, host_clip, on_device
+from ..data.clips import collate, on_device
+from ..data.stored_clips import host_clip
 from ..decoders import Decoder
 from ..device import Compute
 from ..runs.run import Run, Which

@@ -80,15 +80,20 @@ class ChannelDropout(nn.Module):
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
+        scale = self.scale(x)
+        return x if scale is None else x * scale
+
+    def scale(self, x: Tensor) -> Tensor | None:
+        """What x (B, L, D) is to be multiplied by, (B, 1, D); None where nothing is dropped."""
         if not self.training or self.probability == 0:
-            return x
+            return None
         keep = 1 - self.probability
 
         def draw(num_rows: int) -> Tensor:
             return torch.empty(num_rows, 1, x.shape[2], device=x.device).bernoulli_(keep)
 
         noise = drawn_by_row(draw, x.shape[0])  # B 1 D
-        return x * (noise / keep).to(x.dtype)
+        return (noise / keep).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"probability={self.probability}"

@@ -67,4 +67,5 @@ class ReleasedS4Mixer(Mixer):
 
 def _activated(u: Tensor, K: Tensor, D: Tensor) -> Tensor:
     """GELU(k * u + D u) of h channels: u (h, B, L), K (h, L), D (h,) → (h, B, L)."""
+    u = u.to(K.dtype)
     return gelu(fft_convolution(K, u) + D[:, None, None] * u)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -20,10 +21,12 @@ from torch.nn.functional import gelu
 
 from ..ssm.base import Ssm
 from ..ssm.channels import by_channels
+from ..ssm.choice import convolve
 from ..ssm.kernel import (
     BLOCK,
     BlockOperators,
-    block_convolution,
+    block_inputs,
+    block_length,
     block_operators,
     block_step,
     fft_convolution,
@@ -32,7 +35,7 @@ from ..ssm.kernel import (
 from ..typed import refuse
 from .base import CausalMixer, ChannelDropout, MixerOptions
 
-Convolution = Literal["blocks", "fft"]
+Convolution = Literal["blocks", "plain", "fused", "fft"]
 
 CHUNK_BYTES = {"cpu": 12 * 2**20, "cuda": 512 * 2**20}
 """How large one float32 copy of the channels in hand may be. On a CPU it should stay in cache."""
@@ -55,7 +58,10 @@ class SsmOptions(MixerOptions):
     state_size: N, real and imaginary parts of N/2 conjugate pairs.
     dt_min, dt_max: the range of the initial step sizes, in tokens⁻¹; a channel remembers about
     1/dt tokens.
-    convolution: "blocks" (state passing between blocks) or "fft"; the same numbers.
+    convolution: "plain" passes a state between blocks by matrix products, "fused" does so in one
+        GPU kernel where that can be (a GPU with Triton, and blocks and states that fit on the chip)
+        and is plain elsewhere; "blocks" is the quicker of the two, tried once on each GPU; "fft"
+        goes by the kernel's transform. The same numbers but for rounding.
     """
 
     state_size: int = 64
@@ -81,7 +87,11 @@ class SsmStreamState:
 
 
 class SsmMixer(CausalMixer):
-    """The layer around any `Ssm`."""
+    """The layer around any `Ssm`.
+
+    keep_operators: what a step makes of the parameters, whatever the batch, is kept for the way
+    back: some 100 KB a channel, in place of making it twice.
+    """
 
     def __init__(self, ssm: Ssm, *, width: int, dropout: float, convolution: Convolution) -> None:
         nn.Module.__init__(self)
@@ -89,6 +99,7 @@ class SsmMixer(CausalMixer):
         self.dropout = ChannelDropout(dropout)
         self.output = nn.Linear(width, width)
         self.convolution: Convolution = convolution
+        self.keep_operators = True
 
     def core(self, x: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ARG002 - causal: see above
         device = x.device.type
@@ -96,16 +107,31 @@ class SsmMixer(CausalMixer):
             x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
             vectors = self.ssm.vectors()
-        y = by_channels(self._activated, x, *vectors, size=channels_at_once(x))  # B L D
-        dropped: Tensor = self.dropout(y)
-        return dropped
+        scale = self.dropout.scale(x)  # B 1 D, or None where nothing is dropped
+        given = vectors if scale is None else (scale[:, 0].T, *vectors)
+        prepare = partial(self._prepared, shape=x.shape[:2], dropped=scale is not None)
+        apply = self._activated if scale is None else self._dropped
+        size = channels_at_once(x)
+        return by_channels(apply, x, *given, size=size, prepare=prepare, keep=self.keep_operators)
 
-    def _activated(self, u: Tensor, *vectors: Tensor) -> Tensor:
-        """GELU(k * u + D u) for a slice of h channels: (h, B, L) → (h, B, L)."""
+    def _prepared(self, *given: Tensor, shape: torch.Size, dropped: bool) -> tuple[Tensor, ...]:
+        """The kernel or the block operators of a slice of channels, after their dropout scales."""
+        scales, vectors = given[:dropped], given[dropped:]
         system = self.ssm.system(*vectors)
         if self.convolution == "fft":
-            return gelu(fft_convolution(kernel(system, u.shape[2]), u))
-        return gelu(block_convolution(system, u))
+            return *scales, kernel(system, shape[1])
+        return *scales, *block_inputs(system, length=shape[1], block=block_length(shape))
+
+    def _dropped(self, u: Tensor, scale: Tensor, *prepared: Tensor) -> Tensor:
+        """Dropout(GELU(k * u + D u)); scale: (h, B). Applied while the numbers are in the cache."""
+        return self._activated(u, *prepared) * scale[:, :, None]
+
+    def _activated(self, u: Tensor, *prepared: Tensor) -> Tensor:
+        """GELU(k * u + D u) for a slice of h channels: (h, B, L) → (h, B, L)."""
+        if self.convolution == "fft":
+            (K,) = prepared  # h L
+            return gelu(fft_convolution(K, u.to(K.dtype)))
+        return gelu(convolve(u, *prepared, way=self.convolution))
 
     def dynamics(self) -> list[nn.Parameter]:
         return self.ssm.dynamics()

@@ -22,9 +22,12 @@ from torch import Tensor
 from ...store.cache import Cache
 from ...store.files import canonical_json
 from ...store.windows import Window, random_window
+from ..data.ahead import read_ahead
 from ..data.batch import TokenBatch
-from ..data.clips import Clip, HostClip, collate, on_device, read_ahead, read_clip, to_device
+from ..data.buffers import memory_for, to_device
+from ..data.clips import collate, on_device
 from ..data.plan import WindowPlan
+from ..data.stored_clips import HostClip, StoredClip, read_clip
 from ..rows import Rows, Share
 
 
@@ -177,11 +180,16 @@ class PairLoader:
 
     def _read(self, pair: ClipPair) -> HostClip:
         """The frames of either clip, each once."""
-        pin = self._device.type == "cuda"
-        return read_clip(self._cache, pair.video.id, self._plan, _union(pair), pin=pin)
+        memory = memory_for(self._device)
+        return read_clip(self._cache, pair.video.id, self._plan, _union(pair), memory=memory)
 
     def _batch(
-        self, pairs: Sequence[ClipPair], hosts: Sequence[Clip], *, epoch: int, least_frames: int
+        self,
+        pairs: Sequence[ClipPair],
+        hosts: Sequence[StoredClip],
+        *,
+        epoch: int,
+        least_frames: int,
     ) -> tuple[TokenBatch, TokenBatch]:
         """The long clips and the short ones."""
         clips = [

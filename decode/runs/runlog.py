@@ -16,6 +16,9 @@ from ...store import fields as f
 from ...store.errors import CacheFormatError
 from ...store.files import canonical_json, parse_json, read_json_bytes, storage_errors, write_atomic
 
+OF_THE_CLOCK = ("seconds", "bytes_per_second", "stall_share")
+"""Fields in which epochs of runs that became the same may differ."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
@@ -23,7 +26,10 @@ class EpochMetrics:
 
     val_score: accuracy, or squared error for regression (lower is better). val_loss: see
     EvaluationResult. Both None without a validation split. test_score: like val_score, with
-    `test_each_epoch`. bytes_read: the run's share of reads made for several.
+    `test_each_epoch`. bytes_read: the run's share of reads made for several; what is preloaded
+    counts in the epoch after it, like the seconds that it took. bytes_per_second: of bytes_read,
+    over `seconds`. stall_share: of the time of the epoch's steps, how much was spent waiting
+    for what is read. Neither is known of epochs of long ago.
     """
 
     epoch: int
@@ -35,6 +41,8 @@ class EpochMetrics:
     test_score: float | None = None
     seconds: float
     bytes_read: int
+    bytes_per_second: float | None = None
+    stall_share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,6 +59,8 @@ class EpochMetrics:
             test_score=f.optional_number(data, "test_score", name=name),
             seconds=f.number(data, "seconds", name=name),
             bytes_read=f.integer(data, "bytes_read", name=name),
+            bytes_per_second=f.optional_number(data, "bytes_per_second", name=name),
+            stall_share=f.optional_number(data, "stall_share", name=name),
         )
 
 

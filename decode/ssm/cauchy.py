@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .system import Dense, Step, power
+from .system import Step, power
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +94,8 @@ def truncated_rows(step: Step, C: Tensor, length: int) -> Tensor:
     return -power(step, length).excess_transposed(C[:, None])[:, 0]
 
 
-def untruncated_rows(step: Dense, C_tilde: Tensor, length: int) -> Tensor:
+def untruncated_rows(step: Step, C_tilde: Tensor, length: int) -> Tensor:
     """The C with C̃ = C (I − Āᴸ), the inverse of `truncated_rows`: (H, N) → (H, N)."""
-    E = power(step, length)
-    assert isinstance(E, Dense)
-    C: Tensor = torch.linalg.solve(-E.E.mT, C_tilde[:, :, None])[..., 0]
+    E = power(step, length).matrix()  # H N N
+    C: Tensor = torch.linalg.solve(-E.mT, C_tilde[:, :, None])[..., 0]
     return C

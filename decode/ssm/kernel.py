@@ -26,18 +26,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from .system import Step, System, apply, power
+from .doubling import doubled_rows
+from .system import Dense, Step, System, apply, power
+from .walk import product_dtype, toeplitz, walk
 
 BLOCK = 64
 """Block length: as long as the usual state, so that no product is lopsided."""
 
 MANY_INPUTS = 2**15
 """Inputs a channel from which blocks of twice that length pay: their operators cost more, once."""
-
-FEW_STEPS = 24
-"""Up to so many blocks are gone through one by one; more are joined in pairs first."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +62,31 @@ def block_operators(system: System, length: int) -> BlockOperators:
     readout = system.C[:, None]  # H 1 N
     readout = readout + system.step.excess_transposed(readout)  # H 1 N, C Ā
     doubled = system.step  # Ā to the number of rows so far
-    while reach.shape[1] < length:
+    while reach.shape[1] < length and not isinstance(doubled, Dense):
         reach = torch.cat([reach, apply(doubled, reach)], dim=1)  # H 2k N
         readout = torch.cat([readout, readout + doubled.excess_transposed(readout)], dim=1)
         doubled = doubled.then(doubled)
-    exact = reach.shape[1] == length
+    exact = length & (length - 1) == 0
+    if reach.shape[1] < length:
+        reach, readout, E = doubled_rows(doubled.matrix(), reach, readout, length)
+        doubled = Dense(E)
     reach, readout = reach[:, :length], readout[:, :length]
-    taps = torch.bmm(reach, system.C[:, :, None])[..., 0]  # H m
     return BlockOperators(
         readout=readout,
         reach=reach,
-        taps=torch.cat([taps[:, :1] + system.D[:, None], taps[:, 1:]], dim=1),
+        taps=_taps(system, reach),
         advance=doubled if exact else power(system.step, length),
     )
+
+
+def _taps(system: System, reach: Tensor) -> Tensor:
+    taps = torch.bmm(reach, system.C[:, :, None])[..., 0]  # H m
+    return torch.cat([taps[:, :1] + system.D[:, None], taps[:, 1:]], dim=1)
+
+
+def first_taps(system: System, length: int) -> Tensor:
+    """K[l] with D added to the first, (H, length), without what hands a state on."""
+    return _taps(system, krylov(system.step, system.B, length))
 
 
 def krylov(step: Step, start: Tensor, count: int) -> Tensor:
@@ -92,7 +102,7 @@ def krylov(step: Step, start: Tensor, count: int) -> Tensor:
 def kernel(system: System, length: int) -> Tensor:
     """The impulse response K[l] = C Āˡ B̄ (+ D at l = 0) for 0 ≤ l < length: (H, L)."""
     if length == 1:
-        return block_operators(system, 1).taps
+        return first_taps(system, 1)
     block = 1 << ((length - 1).bit_length() // 2)  # about √L
     operators = block_operators(system, block)
     starts = krylov(operators.advance, system.B, -(-(length - 1) // block))  # H J N
@@ -101,61 +111,37 @@ def kernel(system: System, length: int) -> Tensor:
 
 
 def block_convolution(system: System, u: Tensor, *, block: int | None = None) -> Tensor:
-    """y = K * u + D u, causal, from a zero state. u, y: (H, B, L), any L.
+    """y = K * u + D u, causal, from a zero state. u, y: (H, B, L), any L and strides.
 
-    block: its length m, by default the quicker one; changes nothing but speed and rounding.
+    block: its length m, by default the quicker one; changes nothing but speed and rounding. Inputs
+    in bfloat16 are multiplied and answered in bfloat16, all else in the type of the system.
     """
-    H, B, L = u.shape
-    block = block or (BLOCK if B * L < MANY_INPUTS else 2 * BLOCK)
-    operators = block_operators(system, min(block, 1 << (L - 1).bit_length()))
-    m = operators.length
-    J = _round_up(-(-L // m))
-    u = pad(u, (0, J * m - L)).view(H, B, J, m).transpose(1, 2).reshape(H, J * B, m)
-    y = torch.bmm(u, toeplitz(operators.taps).mT)  # H J·B m
-    if J > 1:
-        inputs = torch.bmm(u, operators.reach.flip(1)).view(H, J, B, -1)  # H J B N
-        x = states_before(operators.advance, inputs).flatten(1, 2)  # H J·B N
-        y = torch.baddbmm(y, x, operators.readout.mT)  # H J·B m
-    y = y.view(H, J, B, m).transpose(1, 2).reshape(H, B, J * m)
-    return y[:, :, :L]
+    block = block or block_length(u.shape[1:])
+    return convolve_blocks(u, *block_inputs(system, length=u.shape[2], block=block))
 
 
-def _round_up(num_blocks: int) -> int:
-    """The next number that halves evenly until few are left."""
-    halvings = max(0, (-(-num_blocks // FEW_STEPS) - 1).bit_length())
-    return -(-num_blocks >> halvings) << halvings
+def block_length(shape: torch.Size) -> int:
+    """The quicker one for inputs of `shape`, (B, L)."""
+    return BLOCK if shape.numel() < MANY_INPUTS else 2 * BLOCK
 
 
-def states_before(step: Step, inputs: Tensor) -> Tensor:
-    """The states before each of J steps x ← (I + E) x + v[j] from zero: v, x (H, J, B, N).
+def block_inputs(system: System, *, length: int, block: int) -> tuple[Tensor, ...]:
+    """What `convolve_blocks` needs of a system for sequences of `length`; no batch is in it.
 
-    Two steps make one step with the squared map: a few such levels leave few steps that wait for
-    one another, and below those a square costs more than it saves.
+    The taps alone where one block holds the sequence: nothing is handed on.
     """
-    num_steps = inputs.shape[1]
-    if num_steps <= FEW_STEPS or num_steps % 2:
-        return _states_before_one_by_one(step, inputs)
-    first, second = torch.unflatten(inputs, 1, (-1, 2)).unbind(2)  # H J/2 B N
-    before_first = states_before(step.then(step), apply(step, first) + second)  # H J/2 B N
-    before_second = apply(step, before_first) + first  # H J/2 B N
-    return torch.stack([before_first, before_second], dim=2).flatten(1, 2)  # H J B N
+    if length <= block:
+        return (first_taps(system, length),)
+    operators = block_operators(system, block)
+    return operators.taps, operators.readout, operators.reach, operators.advance.matrix()
 
 
-def _states_before_one_by_one(step: Step, inputs: Tensor) -> Tensor:
-    now = torch.zeros_like(inputs[:, 0])  # H B N
-    states = [now]
-    for v in inputs.unbind(1)[:-1]:
-        now = apply(step, now) + v
-        states.append(now)
-    return torch.stack(states, dim=1)  # H J B N
-
-
-def toeplitz(taps: Tensor) -> Tensor:
-    """T[i, j] = taps[i − j] for j ≤ i, else 0: (H, m) → (H, m, m)."""
-    m = taps.shape[1]
-    padded = pad(taps.flip(1), (0, m - 1))  # H 2m−1, reversed in time
-    # Row i of T is taps[i], taps[i−1], …, taps[0], 0, …: the window that begins at m−1−i.
-    return padded.unfold(1, m, 1).flip(1)  # H m m
+def convolve_blocks(u: Tensor, taps: Tensor, *handing_on: Tensor) -> Tensor:
+    """`block_convolution` with what `block_inputs` made."""
+    if handing_on:
+        return walk(u, taps, *handing_on)
+    dtype = product_dtype(u, taps)
+    return torch.bmm(u.to(dtype), toeplitz(taps).mT.to(dtype))  # H B L
 
 
 def block_step(operators: BlockOperators, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

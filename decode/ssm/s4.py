@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .base import Ssm, as_complex, as_pairs, init_log_dt
 from .hippo import legs_nplr
-from .system import Dense, System, real_columns, real_rows
+from .system import Diagonal, LowRank, System, real_columns, real_rows
 
 
 class Dplr(Ssm):
@@ -82,12 +82,5 @@ class Dplr(Ssm):
     def system(*vectors: Tensor) -> System:
         diagonal, left, right, B, C, D = vectors
         re, im = diagonal.chunk(2, dim=1)  # H n
-        E = -left[:, :, None] * right[:, None, :]  # H N N
-        rotation = torch.cat(
-            [
-                torch.cat([torch.diag_embed(re), torch.diag_embed(-im)], dim=2),
-                torch.cat([torch.diag_embed(im), torch.diag_embed(re)], dim=2),
-            ],
-            dim=1,
-        )  # H N N, each pair's 2×2 block spread over the halves
-        return System(step=Dense(E + rotation), B=B, C=C, D=D)
+        step = LowRank(Diagonal(re, im), left=left[:, None], right=right[:, None])
+        return System(step=step, B=B, C=C, D=D)

@@ -5,9 +5,10 @@
 A complex state of n conjugate pairs is held as the real vector [Re x, Im x] of length N = 2n, so
 that everything that follows is real matrix arithmetic. `Dense` steps have a full Ā per channel
 (S4), `Diagonal` steps a 2×2 rotation and scale per pair (S4D). Nothing here knows about
-parameters, layers or batches.
+parameters, layers or batches. `LowRank` is how the first powers of an S4 step are held: its
+Ā is diagonal plus rank one.
 
-Both keep E = Ā − I rather than Ā. With a step of 1e-3 the entries of Ā are 1 plus something of
+All keep E = Ā − I rather than Ā. With a step of 1e-3 the entries of Ā are 1 plus something of
 that size, and a float32 Ā would lose four digits of it; in the powers (I+E)² = I + (2E + E²) the
 digits survive, at the same cost.
 
@@ -24,6 +25,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+MAX_RANK = 8
+"""Up to this rank steps stay diagonal plus low rank; beyond it a full matrix is cheaper."""
+
 
 class Step(Protocol):
     """A linear map I + E on the states of all channels."""
@@ -36,6 +40,9 @@ class Step(Protocol):
 
     def then(self, other: Step) -> Step:
         """The composition of the two maps; they commute, being powers of one matrix."""
+
+    def matrix(self) -> Tensor:
+        """E as a full matrix, (H, N, N)."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,11 @@ class Dense:
         return torch.bmm(c, self.E)  # H J N
 
     def then(self, other: Step) -> Dense:
-        assert isinstance(other, Dense)
-        return Dense(torch.baddbmm(self.E + other.E, self.E, other.E))  # H N N
+        E = other.matrix()
+        return Dense(torch.baddbmm(self.E + E, self.E, E))  # H N N
+
+    def matrix(self) -> Tensor:
+        return self.E
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,52 @@ class Diagonal:
             self.re + other.re + self.re * other.re - self.im * other.im,
             self.im + other.im + self.re * other.im + self.im * other.re,
         )
+
+    def matrix(self) -> Tensor:
+        """Each pair's 2×2 block spread over the halves."""
+        re, im = torch.diag_embed(self.re), torch.diag_embed(self.im)  # H n n
+        return torch.cat([torch.cat([re, -im], dim=2), torch.cat([im, re], dim=2)], dim=1)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """I + E, E = diagonal − left rightᵀ of rank r; left, right: (H, r, N), a vector in each row.
+
+    What two such steps make together is one of rank r + r', at a fraction of a matrix product's
+    cost: with D the diagonal part and l, r the vectors,
+
+        (I + E₁)(I + E₂) = (I + D₁)(I + D₂) − (I + E₁) l₂ r₂ᵀ − l₁ ((I + D₂)ᵀ r₁)ᵀ
+    """
+
+    diagonal: Diagonal
+    left: Tensor
+    right: Tensor
+
+    def excess(self, x: Tensor) -> Tensor:
+        rows = x.flatten(1, -2)  # H J N
+        along = torch.bmm(rows, self.right.mT)  # H J r
+        return torch.baddbmm(self.diagonal.excess(rows), along, self.left, alpha=-1).view(x.shape)
+
+    def excess_transposed(self, c: Tensor) -> Tensor:
+        along = torch.bmm(c, self.left.mT)  # H J r
+        return torch.baddbmm(self.diagonal.excess_transposed(c), along, self.right, alpha=-1)
+
+    def then(self, other: Step) -> Step:
+        if not isinstance(other, LowRank) or self._rank + other._rank > MAX_RANK:
+            return Dense(self.matrix()).then(other)
+        right = self.right + other.diagonal.excess_transposed(self.right)  # H r N
+        return LowRank(
+            self.diagonal.then(other.diagonal),
+            left=torch.cat([apply(self, other.left), self.left], dim=1),
+            right=torch.cat([other.right, right], dim=1),
+        )
+
+    @property
+    def _rank(self) -> int:
+        return self.left.shape[1]
+
+    def matrix(self) -> Tensor:
+        return torch.baddbmm(self.diagonal.matrix(), self.left.mT, self.right, alpha=-1)  # H N N
 
 
 def _times(x: Tensor, re: Tensor, im: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Whose steps a pass was busy with, so that its time can be told of each of its runs.
+"""Whose steps a pass was busy with, so that its time can be told of each of its runs, and how long
+it waited for what they read.
 
 Knows steps by the number of their run, and nothing of what they do.
 """
@@ -10,6 +11,8 @@ import time
 from collections.abc import Iterator
 
 import torch
+
+from ..data.ahead import Stopwatch
 
 
 class StepClock:
@@ -49,6 +52,19 @@ class StepClock:
         if total == 0:
             return [1 / len(self._seconds)] * len(self._seconds)
         return [seconds / total for seconds in self._seconds]
+
+
+class Stalls:
+    """How much of the time since it was made was spent waiting for what is read."""
+
+    def __init__(self) -> None:
+        self.waiting = Stopwatch()
+        self._start = time.perf_counter()
+
+    @property
+    def share(self) -> float:
+        """0 to 1."""
+        return self.waiting.seconds / max(time.perf_counter() - self._start, 1e-9)
 
 
 def _mark() -> torch.cuda.Event:

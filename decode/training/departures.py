@@ -5,6 +5,7 @@ Knows settings by their dotted names, and no figures.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,10 +62,16 @@ def departure_note(config: Mapping[str, Any]) -> str | None:
     """One line where a run's config, as JSON, is not all of its protocol."""
     protocol = config["protocol"]
     said = [
-        f"{name} is {each.found} ({protocol}: {each.usual})"
+        f"{name} is {_short(each.found)} ({protocol}: {_short(each.usual)})"
         for name, each in departures(flatten(config)).items()
     ]
     return f"not all of protocol {protocol}: {', '.join(said)}" if said else None
+
+
+def _short(value: Any) -> Any:
+    """A digest by its first digits, which tell it from another."""
+    digest = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+    return f"{value[:12]}…" if digest else value
 
 
 def _changed_options(name: str, asked: Settings, found: Settings) -> dict[str, Departure]:

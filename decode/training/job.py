@@ -98,7 +98,7 @@ def prepare_job(
         decoder.require_shareable()
     min_frames = plan.shortest_extent(decoder.min_frames)
     splits = {split: split_samples(cache, table, split, min_frames=min_frames) for split in SPLITS}
-    notes = run_notes(cache, table, splits, resolved)
+    notes = run_notes(cache, table, splits, resolved, plan)
     train = splits["train"].samples
     return Job(
         config=resolved,

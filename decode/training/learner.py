@@ -27,6 +27,7 @@ from ..device import Compute
 from ..judging.metrics import EvaluationResult
 from ..rows import drawing_for
 from ..runs.checkpoints import Checkpoint, load_model
+from .compiling import compiled_forward
 from .optim import (
     LearningRate,
     build_optimizer,
@@ -84,6 +85,7 @@ class Learner:
         self.epoch = 0
         self.steps = 0
         self.best: Best | None = None
+        self._forward = compiled_forward(self.model) if config.compile else self.model
         self._config = config
         self._kind = kind
         self._compute = compute
@@ -199,7 +201,7 @@ class Learner:
         made by the weights of then.
         """
         if not self._config.lanes:
-            outputs: Tensor = self.model(batch.tokens)
+            outputs: Tensor = self._forward(batch.tokens)
             return outputs
         memory, starts = self.model.start_memory(), None
         if batch.carried is not None:

@@ -65,6 +65,7 @@ def plan_training(
     resolved: the config, given the directory of a run to go on with. tasks: none is the config's
     own. seeds: as `parse_seeds` reads them, None for the config's own.
     """
+    numbers = None if seeds is None else parse_seeds(seeds)
     if resume:
         return _begun(folder, resolved, several_asked=len(tasks) > 1 or seeds is not None)
     if len(tasks) < 2 and seeds is None:
@@ -77,7 +78,7 @@ def plan_training(
     jobs = tuple(
         (replace(config, task=task, seed=seed), folder / _task_folder(task) / f"seed{seed}")
         for task in (tasks or [config.task])
-        for seed in ((config.seed,) if seeds is None else parse_seeds(seeds))
+        for seed in ((config.seed,) if numbers is None else numbers)
     )
     return RunPlan(jobs=jobs, several=True)
 

@@ -8,15 +8,20 @@ from ...store.cache import Cache
 from ...store.errors import EntryNotFoundError, Vis4merError
 from ...store.spec import Sampling
 from ...store.tasks import Split, TaskTable, in_several_splits
-from ...store.wording import some_of
+from ...store.windows import Window
+from ...store.wording import counted, some_of
 from ..config import TrainConfig
-from ..data.plan import SplitSamples
+from ..data.plan import SplitSamples, WindowPlan
 from .departures import departure_note
 from .protocols import extraction_note
 
 
 def run_notes(
-    cache: Cache, table: TaskTable, splits: Mapping[Split, SplitSamples], config: TrainConfig
+    cache: Cache,
+    table: TaskTable,
+    splits: Mapping[Split, SplitSamples],
+    config: TrainConfig,
+    plan: WindowPlan,
 ) -> tuple[str, ...]:
     """The notes of a run to come; Vis4merError when there is nothing to learn from."""
     _require_training(table, splits["train"])
@@ -28,6 +33,7 @@ def run_notes(
     return (
         *_data_notes(table, splits, cache.spec.sampling),
         *_overlong(cache, table),
+        *_long_windows(splits, plan),
         *_split_notes(splits, config),
         *(note for note in about_protocol if note is not None),
     )
@@ -75,6 +81,21 @@ def _overlong(cache: Cache, table: TaskTable) -> Iterator[str]:
         yield f"the labels speak of more than the video holds: {some_of(list(found))}"
 
 
+def _long_windows(splits: Mapping[Split, SplitSamples], plan: WindowPlan) -> Iterator[str]:
+    """A view spreads its frames over the whole window, of which short videos fill only a part."""
+    longest = max(s.extent.num_frames for chosen in splits.values() for s in chosen.samples)
+    if longest >= plan.length or plan.shape.frames == plan.length:
+        return
+    taken = len(plan.frames(Window(start=0, stop=longest)))
+    better = max(longest, plan.shape.frames)
+    then = min(longest, plan.shape.frames)
+    yield (
+        f"no video is longer than {longest / plan.fps:g} s, and a window is "
+        f"{plan.length / plan.fps:g} s: {plan.view} takes at most {counted(taken, 'frame')} of a "
+        f"video; with --window {better / plan.fps:g} it would take {then}"
+    )
+
+
 def _split_notes(splits: Mapping[Split, SplitSamples], config: TrainConfig) -> Iterator[str]:
     if config.hold_out:
         yield (
@@ -85,6 +106,8 @@ def _split_notes(splits: Mapping[Split, SplitSamples], config: TrainConfig) -> I
         yield "there is no validation split, so the last epoch is selected"
     if not splits["test"].samples:
         yield "there is no test split to judge"
+    if config.lanes and config.compile:
+        yield "compile changes nothing with lanes, whose steps are never compiled"
     if config.lanes and config.shuffle_frames:
         yield (
             "shuffle_frames with lanes: the windows themselves still come in order, so this is no "

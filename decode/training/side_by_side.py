@@ -25,16 +25,19 @@ from typing import Any
 from ...store.cache import Cache
 from ...store.errors import Vis4merError
 from ...store.tasks import Split, TaskKind
+from ..data.ahead import Stopwatch
 from ..data.loader import LabelledBatch
 from ..data.plan import WindowPlan
+from ..data.preload import Held
 from ..data.sharing import SharedEpoch
 from ..judging.judge import Candidate, Verdict, judge_all
 from ..runs.results import TrainResult, Weights
 from ..runs.run import Run
 from ..runs.runlog import EpochMetrics
 from .begin import begin_run
-from .clock import StepClock
+from .clock import Stalls, StepClock
 from .handing import handed_result
+from .holding import hold
 from .job import Job
 from .progress import OnProgress, Phase, TrainProgress
 from .ranks import Ranks
@@ -102,6 +105,8 @@ class Pass:
         self._progress = progress
         self._trainees: list[Trainee] = []
         self._results: dict[Path, TrainResult] = {}
+        self._held: Held | None = None
+        self._held_seconds: dict[Trainee, float] = {}  # by run, its share of the time to read that
 
     def run(self) -> tuple[Outcome, ...]:
         """Epochs from wherever the directories are, then the final evaluation."""
@@ -118,8 +123,13 @@ class Pass:
             for job, directory in zip(self._jobs, self._directories, strict=True):
                 if directory.path not in self._results:
                     self._join(Trainee(self._cache, job, directory, ranks=self._ranks))
-            while behind := self._behind():
-                self._epoch(behind)
+            self._hold()
+            try:
+                while behind := self._behind():
+                    self._epoch(behind)
+            finally:
+                for trainee in self._trainees:
+                    trainee.loader.close()
             self._finish()
         errors = {trainee.directory.path: trainee.error for trainee in self._trainees}
         return tuple(
@@ -138,6 +148,22 @@ class Pass:
         for note in trainee.job.notes:
             self._note(trainee, note, phase="train", epoch=trainee.learner.epoch + 1)
 
+    def _hold(self) -> None:
+        """Read into memory what is to be held there. Its bytes, and the seconds that they took, are
+        split between the runs and count in the next epoch of each."""
+        began = time.monotonic()
+        going = [trainee for trainee in self._trainees if not trainee.finished]
+        jobs = [trainee.job for trainee in going]
+        self._held = hold(self._cache, jobs, on_note=lambda note: self._note(going[0], note))
+        if self._held is None:
+            return
+        seconds = (time.monotonic() - began) / len(going)
+        share, rest = divmod(self._held.num_bytes, len(going))
+        for place, trainee in enumerate(going):
+            trainee.loader.hold(self._held)
+            trainee.loader.bytes_read += share + (place < rest)
+            self._held_seconds[trainee] = seconds
+
     def _behind(self) -> list[Trainee]:
         """The runs with the fewest epochs: all of them, unless the pass was interrupted."""
         going = [t for t in self._trainees if t.error is None and not t.finished]
@@ -150,32 +176,37 @@ class Pass:
         number = trainees[0].learner.epoch + 1
         total = sum(t.loader.num_steps(number - 1) for t in trainees)
         clock = StepClock(trainees[0].job.compute.device, len(trainees))
-        for done, (i, batch) in enumerate(self._batches(trainees, number - 1)):
-            self._tell("train", number, done=done, total=total)
+        stalls = Stalls()
+        for done, (i, batch) in enumerate(self._batches(trainees, number - 1, stalls.waiting)):
+            self._tell("train", number, done=done, total=total, stall_share=stalls.share)
             with clock.step(i):
                 trainees[i].step(batch)
             if all(trainee.error for trainee in trainees):
                 break  # nobody is left to read for
         for trainee in trainees:
             trainee.end_steps()
-        shares = clock.shares()
+        shares, stall_share = clock.shares(), stalls.share
         seconds = time.monotonic() - began
         judged = self._judge_epoch([t for t in trainees if t.error is None], number)
         for trainee, share in zip(trainees, shares, strict=True):
-            said = judged.get(trainee)
-            finished = said is not None and trainee.commit(
+            if (said := judged.get(trainee)) is None:
+                continue
+            judging = sum(one.seconds for one in said.values())
+            finished = trainee.commit(
                 {split: one.verdicts[0] for split, one in said.items()},
-                seconds=share * seconds + sum(one.seconds for one in said.values()),
-                judged_seconds=sum(one.seconds for one in said.values()),
+                seconds=self._held_seconds.pop(trainee, 0.0) + share * seconds + judging,
+                judged_seconds=judging,
+                stall_share=stall_share,
             )
             if finished:
                 kind, run = trainee.job.table.kind, trainee.directory.path
                 self._tell("validate", number, finished=finished, kind=kind, run=run)
 
     def _batches(
-        self, trainees: Sequence[Trainee], epoch: int
+        self, trainees: Sequence[Trainee], epoch: int, waiting: Stopwatch
     ) -> Iterator[tuple[int, LabelledBatch]]:
         """(which run, its next batch): streamed to a run by itself, of shared reads to several.
+        waiting: runs while a batch waits for what is read.
 
         With lanes several are streamed too, one after another: each meets whole videos in an order
         of its own, so that there is no part of them which all could use before the next is read.
@@ -184,7 +215,7 @@ class Pass:
         """
         job = trainees[0].job
         if len(trainees) == 1 or job.config.lanes or self._ranks is not None:
-            return _streamed(trainees, epoch)
+            return _streamed(trainees, epoch, waiting)
         return iter(
             SharedEpoch(
                 self._cache,
@@ -192,6 +223,8 @@ class Pass:
                 epoch=epoch,
                 workers=job.config.workers,
                 pin=job.compute.device.type == "cuda",
+                held=self._held,
+                waiting=waiting,
             )
         )
 
@@ -281,6 +314,7 @@ class Pass:
             stride_seconds=stride,
             workers=job.config.workers,
             on_video=lambda done, total: self._tell(phase, epoch, done=done, total=total),
+            held=self._held,
         )
 
     def _note(
@@ -296,6 +330,7 @@ class Pass:
         *,
         done: int = 0,
         total: int = 0,
+        stall_share: float | None = None,
         finished: EpochMetrics | None = None,
         kind: TaskKind = "classification",
         note: str | None = None,
@@ -308,6 +343,7 @@ class Pass:
                 epochs=self._jobs[0].config.epochs,
                 done=done,
                 total=total,
+                stall_share=stall_share,
                 finished=finished,
                 kind=kind,
                 note=note,
@@ -317,10 +353,16 @@ class Pass:
         )
 
 
-def _streamed(trainees: Sequence[Trainee], epoch: int) -> Iterator[tuple[int, LabelledBatch]]:
-    """Run after run, each its own reads, until it has diverged."""
+def _streamed(
+    trainees: Sequence[Trainee], epoch: int, waiting: Stopwatch
+) -> Iterator[tuple[int, LabelledBatch]]:
+    """Run after run, each its own reads, until it has diverged. Of a run by itself those of the
+    next epoch begin before this one is judged."""
+    [first, *others] = trainees
+    goes_on = not others and epoch + 1 < first.job.config.epochs
     for i, trainee in enumerate(trainees):
-        for batch in trainee.loader.epoch(epoch):
+        then = epoch + 1 if goes_on else None
+        for batch in trainee.loader.epoch(epoch, then=then, waiting=waiting):
             yield i, batch
             if trainee.error is not None:
                 break

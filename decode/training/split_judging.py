@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from ...store.cache import Cache
 from ...store.windows import Window
-from ..data.loader import judged_windows
 from ..data.plan import WindowPlan
+from ..data.preload import Held
+from ..data.timelines import judged_windows
 from ..device import Compute
 from ..judging.judge import (
     Candidate,
@@ -42,6 +43,7 @@ def judge_split(
     stride_seconds: float,
     workers: int,
     on_video: OnVideo | None = None,
+    held: Held | None = None,
 ) -> list[tuple[Verdict, ...]]:
     """As `judge_all`, in every process. num_outputs: of the models, by candidate."""
     own_ids = _own_ids(candidates, ranks)
@@ -58,6 +60,7 @@ def judge_split(
             stride_seconds=stride_seconds,
             workers=workers,
             on_video=on_video,
+            held=held,
         )
     )
     said = [next(found) if one.stretches else () for one in own]

@@ -128,10 +128,16 @@ class Trainee:
         return self._candidate(split, [self.learner.model])
 
     def commit(
-        self, verdicts: Mapping[Split, Verdict], *, seconds: float, judged_seconds: float
+        self,
+        verdicts: Mapping[Split, Verdict],
+        *,
+        seconds: float,
+        judged_seconds: float,
+        stall_share: float,
     ) -> EpochMetrics | None:
         """End the epoch and write everything that the next one depends on; None for a run that has
-        diverged. seconds: the run's share of the epoch's, judged_seconds: of its judging."""
+        diverged. seconds: the run's share of the epoch's, judged_seconds: of its judging.
+        stall_share: see `EpochMetrics`."""
         judged = {}
         for split, verdict in verdicts.items():
             if isinstance(verdict, NotFiniteError):
@@ -143,6 +149,7 @@ class Trainee:
             return None
         validation, test = judged.get("val"), judged.get("test")
         self.learner.end_epoch(self._train_loss, validation)
+        bytes_read = self._bytes_since() + sum(r.bytes_read for r in judged.values())
         metrics = EpochMetrics(
             epoch=self.learner.epoch,
             steps=self.learner.steps,
@@ -152,7 +159,9 @@ class Trainee:
             val_loss=None if validation is None else validation.loss,
             test_score=None if test is None else abs(test.score),
             seconds=seconds,
-            bytes_read=self._bytes_since() + sum(r.bytes_read for r in judged.values()),
+            bytes_read=bytes_read,
+            bytes_per_second=bytes_read / max(seconds, 1e-9),
+            stall_share=stall_share,
         )
         if self._writes:
             self.directory.metrics.append(metrics)

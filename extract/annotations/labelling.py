@@ -67,15 +67,16 @@ def label_cache(
     when the cache holds none of the videos: the two then call them by different names.
     """
     opened = open_cache(cache)
+    root = opened.path  # which refuses an address, also where nothing would change
     read = read_annotations(dataset, annotations=annotations, videos=videos, tasks=tasks)
-    held = opened.ids()
+    held, _ = opened.readable_ids()
     tables = [table.as_sampled(opened.spec.sampling) for table in _as_called(read, held).tables]
     named = {row.id for table in tables for row in table.rows}
     if not named:
         raise UsageError(f"{dataset} names no video in {', '.join(t.task for t in tables)}")
     if held and not named.intersection(held):
         raise UsageError(
-            f"{dataset} names no video of {cache}: it says {min(named)!r}, the cache "
+            f"{dataset} names no video of {root}: it says {min(named)!r}, the cache "
             f"{min(held)!r}; write the names as `vis4mer cache ls` shows them, or give --videos, "
             "the folder that was extracted"
         )
@@ -86,7 +87,7 @@ def label_cache(
 
 def save_tables(cache: Cache, tables: Sequence[TaskTable]) -> tuple[TableChange, ...]:
     """Write the tables that are new or say something else than the cache's."""
-    present, held = set(cache.tasks()), set(cache.ids())
+    present, held = set(cache.tasks()), set(cache.readable_ids()[0])
     changes = []
     for table in tables:
         before, was_damaged = None, False

@@ -48,7 +48,8 @@ _READERS: dict[str, tuple[str, str, str]] = {
     "torchcodec": (
         "torchcodec",
         "TorchCodecReader",
-        "pip install 'vis4mer[torchcodec]', with a torchcodec that matches torch, and FFmpeg 4–7",
+        "pip install '.[torchcodec]' in the checkout, with a torchcodec that matches torch, and "
+        "FFmpeg 4–7",
     ),
 }
 

@@ -1,7 +1,9 @@
 """The backbone stage: frames of several videos go through the backbone in one batch.
 
 Batches are numbered as they are assembled, so that several threads may encode at once and the
-tokens still leave in order. Knows neither where frames come from nor where tokens go.
+tokens still leave in order. On a GPU each thread has a stream of its own and pinned memory, so that
+one batch's frames arrive and its tokens leave while the other's run. Knows neither where frames
+come from nor where tokens go.
 
 Letters: B clips of several videos, T of one, F frames a clip (an image backbone: F = 1), p prefix
 tokens, h × w patch grid, D width.
@@ -9,6 +11,7 @@ tokens, h × w patch grid, D width.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections.abc import Sequence
@@ -56,11 +59,16 @@ class BackboneStage:
 
     def run(self) -> None:
         """Take batch after batch, in the order of reading, until reading has ended."""
-        while (batch := self._next_batch()) is not None:
-            number, items = batch
-            with self._tally.busy("backbone"):
+        with _own_stream(self._backbone.device):
+            while (batch := self._wait_for_batch()) is not None:
+                number, items = batch
                 encoded = self._encode(items)
-            self._tokens.put(number, encoded)
+                with self._tally.step("wait for turn"):
+                    self._tokens.put(number, encoded)
+
+    def _wait_for_batch(self) -> tuple[int, list[FramePart | End]] | None:
+        with self._tally.step("wait for frames"):
+            return self._next_batch()
 
     def _next_batch(self) -> tuple[int, list[FramePart | End]] | None:
         """A full batch, or at the end what is left, with the ends that fall in between."""
@@ -121,10 +129,17 @@ class BackboneStage:
             return []
         num_frames = sum(len(part.pixels) for part in parts)
         count = sum(len(part.pts_seconds) for part in parts)
-        padding = parts[-1].pixels[-1:].expand(self._batch_size - num_frames, -1, -1, -1)
-        pixels = torch.cat([*(part.pixels for part in parts), padding])  # B·F 3 H W
-        tokens = self._backbone.encode(pixels)
-        patch, prefix = self._to_host(tokens.patch[:count]), self._to_host(tokens.prefix[:count])
+        videos = tuple(dict.fromkeys(part.job.video.id for part in parts))
+        with self._tally.step("assemble", *videos, frames=num_frames):
+            padding = parts[-1].pixels[-1:].expand(self._batch_size - num_frames, -1, -1, -1)
+            pixels = self._cat([*(part.pixels for part in parts), padding])  # B·F 3 H W
+        with self._tally.step("backbone", *videos, frames=num_frames):
+            tokens = self._backbone.encode(pixels)
+            if self._tally.steps.recorded:  # else the copy waits, and would be blamed
+                _wait_for_device(self._backbone.device)
+        with self._tally.step("copy to host", *videos, frames=num_frames):
+            patch = self._to_host(tokens.patch[:count])
+            prefix = self._to_host(tokens.prefix[:count])
         encoded, start = [], 0
         for part in parts:
             chosen = slice(start, start + len(part.pts_seconds))
@@ -132,16 +147,53 @@ class BackboneStage:
             start = chosen.stop
         return encoded
 
+    def _cat(self, pixels: list[Tensor]) -> Tensor:
+        """uint8 frames one after another (B·F, 3, H, W), where a GPU can fetch them by itself."""
+        if self._backbone.device.type != "cuda":
+            return torch.cat(pixels)
+        pinned = torch.empty(
+            (sum(map(len, pixels)), *pixels[0].shape[1:]),
+            dtype=torch.uint8,
+            memory_format=torch.channels_last,
+            pin_memory=True,
+        )
+        return torch.cat(pixels, out=pinned)
+
     def _to_host(self, tokens: Tensor) -> Floats:
         """Tokens as an array: float16 where that is what is stored and every value fits, which
         halves the copy from a GPU; else float32, for the writer to judge."""
         if self._stored_dtype == "float16":
-            host = tokens.to(torch.float16).cpu()
-            if torch.isfinite(host).all():
-                halves: Floats = host.numpy()
-                return halves
-        values: Floats = tokens.float().cpu().numpy()
-        return values
+            halves = tokens.to(torch.float16)
+            if torch.isfinite(halves).all():
+                return _on_host(halves)
+        return _on_host(tokens.float())
+
+
+def _own_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """On a GPU, what this thread starts waits for nothing that another thread has started."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch gives no types
+    stream.wait_stream(torch.cuda.default_stream(device))  # the weights have arrived
+    return torch.cuda.stream(stream)
+
+
+def _wait_for_device(device: torch.device) -> None:
+    """Until all that this thread has started on a GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+def _on_host(tokens: Tensor) -> Floats:
+    """A device's tensor as an array; from a GPU through pinned memory, at the full rate."""
+    if tokens.device.type != "cuda":
+        here: Floats = tokens.cpu().numpy()
+        return here
+    pinned = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+    pinned.copy_(tokens, non_blocking=True)
+    _wait_for_device(tokens.device)
+    host: Floats = pinned.numpy()  # keeps the memory until the writer is done with it
+    return host
 
 
 def _split(part: FramePart, room: int, clip_frames: int) -> tuple[FramePart, FramePart | None]:

@@ -13,31 +13,40 @@ entry stays. Knows nothing of how a person is told about it.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from ...store.cache import Cache
+from ...store.errors import UsageError
+from ...store.files import StorageError
 from ...store.spec import require_same
 from ..backbones.loading import Backbone, cache_spec
 from ..planning.plan import failures_to_keep, largest_first
+from ..planning.share import Share
 from ..readers.base import Reader
 from ..sampling import moments_of
 from ..sources import VideoSource
-from .buffers import AbortedError, OrderedBuffer, WeightedBuffer
+from .buffers import OrderedBuffer, WeightedBuffer
 from .cores import usable_cores
 from .encoding import BackboneStage
+from .feeding import Feed
 from .items import End, FramePart, TokenPart
 from .makers import provenance
-from .progress import ExtractProgress, ExtractSummary, StageName, Tally, require_counts
+from .profile import recorded
+from .progress import ExtractProgress, ExtractSummary, Tally, require_counts
 from .reading import ReadingStage
 from .sharing import Sharing, shared_work
+from .steps import StageName, Steps
 from .stopping import StopSignal
+from .threads import StageThreads
 from .writing import WritingStage
 
-PROGRESS_SECONDS = 0.2
 CPU_BATCH_SIZE = 8  # CPU time a frame is the same from 8 to 32; small batches share cores evenly
 GPU_BATCH_SIZE = 32
 GPU_BATCH_CLIPS = 4  # of a clip backbone; on a CPU one clip fills a batch
@@ -60,8 +69,12 @@ def fill_cache(
     overwrite: bool = False,
     retry_failed: bool = False,
     claiming: bool = False,
+    attempts: Mapping[str, str] | None = None,
+    share: Share | None = None,
+    feed: Feed | None = None,
     stop: threading.Event | None = None,
     progress: OnProgress | None = None,
+    profile: Path | None = None,
 ) -> ExtractSummary:
     """Extract videos into a cache opened for writing (`create_cache`).
 
@@ -79,52 +92,58 @@ def fill_cache(
     (in the cache already, changed, known to fail) do not count; those that fail do. The run ends
     with the last attempt: what comes after it in the order is not looked at.
     claiming: other processes fill the same cache: claim each video before it is read, and leave
-    what others hold to them (see `sharing`).
+    what others hold to them (see `sharing`). attempts: with overwrite beside it, the entries that
+    are to be replaced, by id, where these others may have replaced some before this run begins.
+    share: which videos this run begins with, and whether it goes on with the others.
+    feed: more videos, that arrive while the run goes, and receipts for what becomes of all of them;
+    the run ends only once it is closed, also after `stop`. `limit` must not stand beside it.
     stop: when set, videos that are completely read are finished, others dropped, and the summary
     says `interrupted`. progress: called some times a second, from the calling thread.
+    profile: a file to make that shows what every thread did when (see `profile`).
 
-    Raises StorageError when the cache cannot be written, FingerprintError when the backbone or the
-    reader is not what the cache was made with, UsageError for a part of a video that the cache's
-    sampling cannot speak of. No entry is ever left half-written, not even then.
+    Raises StorageError when the cache or the profile cannot be written, FingerprintError when the
+    backbone or the reader is not what the cache was made with, UsageError for a part of a video
+    that the cache's sampling cannot speak of, and for a limit beside a feed. No entry is ever left
+    half-written, not even then.
     """
     _require_spec(cache, backbone, reader)
-    for video in sources:
-        moments_of(
-            cache.spec.sampling, start_seconds=video.start_seconds, end_seconds=video.end_seconds
-        )
     require_counts(batch_size=batch_size, workers=workers, backbone_threads=backbone_threads)
-    on_cpu = backbone.device.type == "cpu"
-    batch_size = _whole_clips(batch_size, backbone.clip_frames, on_cpu=on_cpu)
-    threads: dict[StageName, int] = {
-        "reading": min(workers or usable_cores(), max(1, len(sources))),
-        "backbone": backbone_threads or (usable_cores() if on_cpu else 2),
-        "writing": 1,
-    }
-    tally = Tally(num_videos=len(sources), threads=threads)
-    filling = _Filling(
-        cache=cache,
-        backbone=backbone,
-        reader=reader,
-        batch_size=batch_size,
-        threads=threads,
-        overwrite=overwrite,
-        frames=WeightedBuffer(2 * batch_size * threads["backbone"]),
-        tokens=OrderedBuffer(2 * threads["backbone"]),
-        stop=StopSignal(stop),
-        tally=tally,
+    if feed is not None and limit is not None:
+        raise UsageError(f"limit is {limit} beside a feed: whoever feeds it counts the attempts")
+    sources = _asked_for(sources, share, cache)
+    threads = _threads_of(
+        backbone, reading=workers, running=backbone_threads, videos=_most_at_once(sources, feed)
     )
-    with (
-        shared_work(cache, overwrite=overwrite, tally=tally)
-        if claiming
-        else contextlib.nullcontext()
-    ) as sharing:
-        reading = filling.reading(sources, limit=limit, retry_failed=retry_failed, sharing=sharing)
-        filling.run(reading, sharing, progress)
-        if sharing is not None:
-            sharing.count_held()
-    if tally.progress().extracted:
-        cache.write_catalog()
-    return tally.summary(interrupted=filling.stop.took_effect)
+    with recorded(profile) if profile is not None else contextlib.nullcontext() as trace:
+        filling = _filling(
+            cache,
+            backbone,
+            reader,
+            batch_size=batch_frames(backbone, batch_size),
+            overwrite=overwrite,
+            stop=StopSignal(stop),
+            tally=Tally(
+                num_videos=len(sources),
+                threads=threads,
+                steps=Steps(trace),
+                on_end=feed.tell if feed is not None else None,
+            ),
+            threads=threads,
+            feed=feed,
+        )
+        tally = filling.tally
+        with (
+            shared_work(cache, overwrite=overwrite, attempts=attempts, tally=tally)
+            if claiming
+            else contextlib.nullcontext()
+        ) as sharing:
+            ordered = _in_order(sources, share, sharing, sort=limit is None)
+            reading = filling.reading(
+                ordered, limit=limit, retry_failed=retry_failed, sharing=sharing
+            )
+            filling.run(reading, sharing, progress)
+            filling.end(sharing)
+    return tally.summary(interrupted=filling.stop.took_effect, profile=profile)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,19 +160,18 @@ class _Filling:
     tokens: Encoded
     stop: StopSignal
     tally: Tally
+    feed: Feed | None
 
     def reading(
         self,
-        sources: Sequence[VideoSource],
+        sources: Iterable[VideoSource],
         *,
         limit: int | None,
         retry_failed: bool,
         sharing: Sharing | None,
     ) -> ReadingStage:
-        if limit is None:
-            sources = sharing.order(sources) if sharing else largest_first(sources)
         return ReadingStage(
-            sources,
+            sources if self.feed is None else itertools.chain(sources, self.feed),
             self.cache,
             self.reader,
             preprocess=self.backbone.preprocess,
@@ -173,12 +191,26 @@ class _Filling:
     ) -> None:
         """All three stages until the last thread has left."""
         running, writing = self._running(), self._writing(sharing)
-        crew = _Crew(self.frames, self.tokens)
+        crew = StageThreads(self.frames, self.tokens, *([] if self.feed is None else [self.feed]))
         with _one_core_a_thread(self.backbone.device.type == "cpu"):
             crew.start("reading", reading.run, self.threads["reading"], then=self.frames.close)
             crew.start("backbone", running.run, self.threads["backbone"], then=self.tokens.close)
             crew.start("writing", writing.run, self.threads["writing"])
             crew.finish(lambda: progress(self.tally.progress()) if progress else None)
+
+    def end(self, sharing: Sharing | None) -> None:
+        """Count what others still hold, and write the catalog where that is this run's to do. It is
+        derived: a run that has nothing to add to a cache may do without the right to write there.
+        """
+        if sharing is not None:
+            sharing.count_held()
+        has_extracted = self.tally.progress().extracted > 0
+        try:
+            if has_extracted if sharing is None else sharing.is_last_to_work():
+                self.cache.write_catalog()
+        except StorageError:
+            if has_extracted:
+                raise
 
     def _running(self) -> BackboneStage:
         return BackboneStage(
@@ -202,68 +234,81 @@ class _Filling:
         )
 
 
-class _Crew:
-    """The threads of a run. The first error that any of them meets makes all of them leave."""
-
-    def __init__(self, *buffers: Frames | Encoded) -> None:
-        self._buffers = buffers
-        self._stages: list[tuple[list[threading.Thread], Callable[[], None]]] = []
-        self._error: BaseException | None = None
-        self._failing = threading.Lock()
-
-    def start(
-        self,
-        stage: StageName,
-        body: Callable[[], None],
-        count: int,
-        *,
-        then: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Start `count` threads of a stage; `then` is called when the last has left."""
-
-        def guarded() -> None:
-            try:
-                body()
-            except AbortedError:
-                pass  # somebody else's error is already being reported
-            except BaseException as error:  # `finish` raises it when all have left
-                self._abort(error)
-
-        threads = [
-            threading.Thread(target=guarded, name=f"{stage}-{i}", daemon=True) for i in range(count)
-        ]
-        for thread in threads:
-            thread.start()
-        self._stages.append((threads, then))
-
-    def finish(self, on_wait: Callable[[], None]) -> None:
-        """Wait for all stages in turn, calling `on_wait` meanwhile; raises what went wrong."""
-        try:
-            for threads, then in self._stages:
-                for thread in threads:
-                    while thread.is_alive():
-                        thread.join(PROGRESS_SECONDS)
-                        on_wait()
-                then()
-            on_wait()
-        except BaseException as error:  # Ctrl-C in the calling thread, or its own progress callback
-            self._abort(error)
-        finally:
-            for threads, _ in self._stages:
-                for thread in threads:
-                    thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def _abort(self, error: BaseException) -> None:
-        with self._failing:
-            self._error = self._error or error
-        for buffer in self._buffers:
-            buffer.abort()
+def _filling(
+    cache: Cache,
+    backbone: Backbone,
+    reader: Reader,
+    *,
+    batch_size: int,
+    overwrite: bool,
+    stop: StopSignal,
+    tally: Tally,
+    threads: dict[StageName, int],
+    feed: Feed | None,
+) -> _Filling:
+    """With buffers for two batches of every thread that runs the backbone."""
+    return _Filling(
+        cache=cache,
+        backbone=backbone,
+        reader=reader,
+        batch_size=batch_size,
+        threads=threads,
+        overwrite=overwrite,
+        frames=WeightedBuffer(2 * batch_size * threads["backbone"]),
+        tokens=OrderedBuffer(2 * threads["backbone"]),
+        stop=stop,
+        tally=tally,
+        feed=feed,
+    )
 
 
-def _whole_clips(batch_size: int | None, clip_frames: int, *, on_cpu: bool) -> int:
-    """Frames in a batch: a multiple of `clip_frames`, at least one clip."""
+def _asked_for(
+    sources: Sequence[VideoSource], share: Share | None, cache: Cache
+) -> Sequence[VideoSource]:
+    """The videos that this run has to do with. UsageError for a part of one of which the cache's
+    sampling cannot speak."""
+    if share is not None and not share.helps:
+        sources, _ = share.split(sources)
+    for video in sources:
+        moments_of(
+            cache.spec.sampling, start_seconds=video.start_seconds, end_seconds=video.end_seconds
+        )
+    return sources
+
+
+def _threads_of(
+    backbone: Backbone, *, reading: int | None, running: int | None, videos: int
+) -> dict[StageName, int]:
+    """Of each stage. reading, running: as asked for. videos: to read at once, at most."""
+    on_cpu = backbone.device.type == "cpu"
+    return {
+        "reading": min(reading or usable_cores(), videos),
+        "backbone": running or (usable_cores() if on_cpu else 2),
+        "writing": 1,
+    }
+
+
+def _most_at_once(sources: Sequence[VideoSource], feed: Feed | None) -> int:
+    """How many videos there can be to read at the same time."""
+    return max(1, len(sources)) if feed is None else sys.maxsize
+
+
+def _in_order(
+    sources: Sequence[VideoSource], share: Share | None, sharing: Sharing | None, *, sort: bool
+) -> Iterable[VideoSource]:
+    """The videos as they are to be read: a worker's share, then what it helps with. sort: for
+    speed, instead of the order given."""
+    own, others = share.split(sources) if share is not None else (list(sources), [])
+    if not sort:
+        return own + others
+    if sharing is None:
+        return largest_first(own) + largest_first(others)
+    return itertools.chain(sharing.order(own), sharing.help_with(others))
+
+
+def batch_frames(backbone: Backbone, batch_size: int | None = None) -> int:
+    """Frames in every batch of a run: whole clips, one at least. batch_size: see `fill_cache`."""
+    clip_frames, on_cpu = backbone.clip_frames, backbone.device.type == "cpu"
     if batch_size is None and clip_frames == 1:
         return CPU_BATCH_SIZE if on_cpu else GPU_BATCH_SIZE
     if batch_size is None:

@@ -8,17 +8,17 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
 from ...store.errors import UsageError
 from ...store.failures import FailureRecord
 from ...store.workers import Sign
 from ..annotations.ends import LabelBeyond
-
-StageName = Literal["reading", "backbone", "writing"]
-STAGES: tuple[StageName, ...] = ("reading", "backbone", "writing")
+from .feeding import Receipt
+from .profile import ExtractProfile, profile_of
+from .steps import STAGES, StageName, Step, StepName, Steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,8 @@ class ExtractSummary:
     go of it just then; those that were not even looked at may be in the cache already.
 
     Beside these: missing, ids of a known dataset that have no file; beyond, labels that speak of
-    more than their videos hold; notes, what a user must know of the request, one line each.
+    more than their videos hold; notes, what a user must know of the request, one line each;
+    profile, where the time went, for a run that was told to keep it.
     """
 
     num_videos: int
@@ -99,6 +100,7 @@ class ExtractSummary:
     missing: tuple[str, ...] = ()
     beyond: tuple[LabelBeyond, ...] = ()
     notes: tuple[str, ...] = ()
+    profile: ExtractProfile | None = None
 
     @property
     def frames_per_second(self) -> float:
@@ -142,15 +144,23 @@ def busy_share(
 
 
 class Tally:
-    """Counts what happens in a run; safe from several threads."""
+    """Counts what happens in a run; safe from several threads. on_end: told of every video that has
+    ended."""
 
-    def __init__(self, *, num_videos: int, threads: Mapping[StageName, int]) -> None:
+    def __init__(
+        self,
+        *,
+        num_videos: int,
+        threads: Mapping[StageName, int],
+        steps: Steps | None = None,
+        on_end: Callable[[Receipt], None] | None = None,
+    ) -> None:
+        self.steps = steps or Steps()
+        self._on_end = on_end
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._num_videos = num_videos
         self._threads = dict(threads)
-        self._busy: dict[StageName, float] = dict.fromkeys(STAGES, 0.0)
-        self._since: dict[tuple[StageName, int], float] = {}
         self._reading: dict[int, str] = {}
         self._extracted = self._already_there = self._frames = 0
         self._changed: list[str] = []
@@ -159,17 +169,9 @@ class Tally:
         self._damaged: list[DamagedVideo] = []
         self._held: dict[str, list[tuple[str, Sign]]] = {}
 
-    @contextlib.contextmanager
-    def busy(self, stage: StageName) -> Iterator[None]:
-        """Time spent inside counts as this thread's work for `stage`."""
-        worker = (stage, threading.get_ident())
-        with self._lock:
-            self._since[worker] = time.monotonic()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._busy[stage] += time.monotonic() - self._since.pop(worker)
+    def step(self, name: StepName, *videos: str, frames: int = 0) -> Step:
+        """What this thread does next; see `Steps`."""
+        return self.steps.step(name, *videos, frames=frames)
 
     @contextlib.contextmanager
     def reading(self, video_id: str) -> Iterator[None]:
@@ -187,38 +189,51 @@ class Tally:
             self._frames += count
 
     def add_extracted(self, video_id: str, *, damaged_frames: int) -> None:
-        with self._lock:
-            self._extracted += 1
-            if damaged_frames:
-                self._damaged.append(DamagedVideo(id=video_id, damaged_frames=damaged_frames))
+        self.add(Receipt(id=video_id, outcome="extracted", damaged_frames=damaged_frames))
 
-    def add_already_there(self) -> None:
-        with self._lock:
-            self._already_there += 1
+    def add_already_there(self, video_id: str) -> None:
+        self.add(Receipt(id=video_id, outcome="already there"))
 
     def add_changed(self, video_id: str) -> None:
-        with self._lock:
-            self._changed.append(video_id)
+        self.add(Receipt(id=video_id, outcome="changed"))
 
     def add_failure(self, failure: FailureRecord) -> None:
-        with self._lock:
-            self._failures.append(failure)
+        self.add(Receipt(id=failure.id, outcome="failed", failure=failure))
 
     def add_known_failure(self, failure: FailureRecord) -> None:
-        with self._lock:
-            self._known_failures.append(failure)
+        self.add(Receipt(id=failure.id, outcome="known failure", failure=failure))
 
     def add_held(self, video_id: str, sign: Sign) -> None:
+        self.add(Receipt(id=video_id, outcome="held", holder=sign))
+
+    def add(self, receipt: Receipt) -> None:
+        """A video has ended, in this run or in another that this one is the sum of."""
         with self._lock:
-            self._held.setdefault(sign.token, []).append((video_id, sign))
+            self._count(receipt)
+        if self._on_end is not None:
+            self._on_end(receipt)
+
+    def _count(self, receipt: Receipt) -> None:
+        if receipt.damaged_frames:
+            damaged = DamagedVideo(id=receipt.id, damaged_frames=receipt.damaged_frames)
+            self._damaged.append(damaged)
+        if receipt.outcome == "extracted":
+            self._extracted += 1
+        elif receipt.outcome == "already there":
+            self._already_there += 1
+        elif receipt.outcome == "changed":
+            self._changed.append(receipt.id)
+        elif receipt.failure is not None:
+            known = receipt.outcome == "known failure"
+            (self._known_failures if known else self._failures).append(receipt.failure)
+        elif receipt.holder is not None:
+            held = self._held.setdefault(receipt.holder.token, [])
+            held.append((receipt.id, receipt.holder))
 
     def progress(self) -> ExtractProgress:
+        busy = self.steps.busy_seconds()
         with self._lock:
-            now = time.monotonic()
-            busy = dict(self._busy)
-            for (stage, _), since in self._since.items():
-                busy[stage] += now - since
-            seconds = now - self._started
+            seconds = time.monotonic() - self._started
             return ExtractProgress(
                 num_videos=self._num_videos,
                 extracted=self._extracted,
@@ -230,8 +245,10 @@ class Tally:
                 reading=tuple(sorted(self._reading.values())),
             )
 
-    def summary(self, *, interrupted: bool) -> ExtractSummary:
+    def summary(self, *, interrupted: bool, profile: Path | None = None) -> ExtractSummary:
+        """What the run did, when it has ended. profile: the file that its steps were written to."""
         with self._lock:
+            seconds = time.monotonic() - self._started
             done = (
                 self._extracted
                 + self._already_there
@@ -250,12 +267,22 @@ class Tally:
                 damaged=tuple(sorted(self._damaged, key=lambda video: video.id)),
                 left=self._num_videos - done,
                 frames=self._frames,
-                seconds=time.monotonic() - self._started,
-                busy_seconds=dict(self._busy),
+                seconds=seconds,
+                busy_seconds=self.steps.busy_seconds(),
                 threads=self._threads,
                 interrupted=interrupted,
                 held=tuple(map(_held_by_one, self._held.values())),
+                profile=self._profile(profile, seconds) if profile is not None else None,
             )
+
+    def _profile(self, path: Path, seconds: float) -> ExtractProfile:
+        return profile_of(
+            self.steps.times(),
+            path=path,
+            threads=self._threads,
+            frames=self._frames,
+            seconds=seconds,
+        )
 
 
 def _held_by_one(held: Sequence[tuple[str, Sign]]) -> HeldVideos:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,7 @@ class ReadingStage:
 
     def __init__(
         self,
-        sources: Sequence[VideoSource],
+        sources: Iterable[VideoSource],
         cache: Cache,
         reader: Reader,
         *,
@@ -91,14 +91,15 @@ class ReadingStage:
         while (attempt := self._next_attempt()) is not None:
             with self._tally.reading(attempt.video.id):
                 end = attempt if isinstance(attempt, Failed) else self._read_video(attempt)
-                self._frames.put(end, weight=0)
+                with self._tally.step("wait for room", attempt.video.id):
+                    self._frames.put(end, weight=0)
 
     def _next_attempt(self) -> _Attempt | Failed | None:
         """The next video to extract, or that cannot be; those to be left are counted on the way.
         None when all are taken, when the limit is reached or when the run ends."""
         with self._in_order:
             while (video := self._next_video()) is not None:
-                with self._tally.reading(video.id), self._tally.busy("reading"):
+                with self._tally.reading(video.id), self._tally.step("claim", video.id):
                     attempt = self._decide(video)
                 if attempt is not None:
                     if self._attempts_left is not None:
@@ -133,7 +134,7 @@ class ReadingStage:
         if decision.action == "held":
             pass  # it comes back at the end
         elif decision.action == "done":
-            self._tally.add_already_there()
+            self._tally.add_already_there(video.id)
         elif decision.action == "changed":
             self._tally.add_changed(video.id)
         elif decision.failure is not None:
@@ -144,7 +145,7 @@ class ReadingStage:
 
     def _read_video(self, attempt: _Attempt) -> End:
         try:
-            with self._tally.busy("reading"):
+            with self._tally.step("hash", attempt.video.id):
                 source = source_record(attempt.video, attempt.file)
         except SourceError as error:
             return Failed(attempt.video, "open", str(error))
@@ -154,7 +155,7 @@ class ReadingStage:
         """Open one video and pass its frames on; how it ended."""
         stage: Stage = "open"
         try:
-            with self._tally.busy("reading"):
+            with self._tally.step("open", job.video.id):
                 moments = moments_of(
                     self._cache.spec.sampling,
                     start_seconds=job.video.start_seconds,
@@ -177,17 +178,20 @@ class ReadingStage:
         batches = iter(stream)
         clips = _WholeClips(job, self._clip_frames)
         while True:
-            with self._tally.busy("reading"):
+            with self._tally.step("decode", job.video.id) as step:
                 batch = next(batches, None)
+                step.frames = batch.num_frames if batch is not None else 0
             if batch is None:
                 break
-            for part in self._resized(batch, clips):
+            for part in self._resized(job.video.id, batch, clips):
                 if self._stop.requested:
                     self._stop.leave_undone()
                     job.over.set()
                 if job.over.is_set():
                     return Dropped(job)
-                self._frames.put(part, weight=len(part.pixels))
+                with self._tally.step("wait for room", job.video.id):
+                    self._frames.put(part, weight=len(part.pixels))
+            del batch  # before the next one is decoded
         try:
             file = look_at(job.video.path)
         except SourceError as error:
@@ -199,15 +203,16 @@ class ReadingStage:
         job.read.set()
         return Finished(job, stream.info.duration_seconds, stream.damaged_frames)
 
-    def _resized(self, batch: FrameBatch, clips: _WholeClips) -> Iterator[FramePart]:
+    def _resized(self, video_id: str, batch: FrameBatch, clips: _WholeClips) -> Iterator[FramePart]:
         """The frames at the backbone's size, at most `part_frames` at a time."""
         start = 0
         while start < batch.num_frames:
             chosen = slice(start, start + self._part_frames - clips.num_waiting)
             start = chosen.stop
-            with self._tally.busy("reading"):
+            with self._tally.step("resize", video_id) as step:
                 pixels = resize_frames(batch.frames[chosen], self._preprocess)  # T 3 H W
                 part = clips.add(pixels, batch.pts_seconds[chosen])
+                step.frames = len(pixels)
             if part is not None:
                 yield part
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from .buffers import OrderedBuffer
 from .items import Dropped, End, Failed, Finished, TokenPart, VideoJob
 from .progress import Tally
 from .sharing import Sharing
+from .steps import Step
 
 
 @dataclass
@@ -59,15 +61,25 @@ class WritingStage:
     def run(self) -> None:
         """Write what comes, in order, until all has come."""
         try:
-            while (items := self._tokens.get()) is not None:
-                with self._tally.busy("writing"):
-                    for item in items:
+            while (items := self._next_items()) is not None:
+                for item in items:
+                    with self._step(item):
                         self._write(item)
                         if self._sharing is not None and not isinstance(item, TokenPart):
                             self._sharing.release(_video_of(item))
         finally:
             for job in tuple(self._open):
                 self._close(job)
+
+    def _next_items(self) -> list[TokenPart | End] | None:
+        with self._tally.step("wait for tokens"):
+            return self._tokens.get()
+
+    def _step(self, item: TokenPart | End) -> Step:
+        if isinstance(item, TokenPart):
+            video_id, frames = item.job.video.id, len(item.pts_seconds)
+            return self._tally.step("write", video_id, frames=frames)
+        return self._tally.step("commit", _video_of(item).id)
 
     def _write(self, item: TokenPart | End) -> None:
         if isinstance(item, Failed):
@@ -94,6 +106,7 @@ class WritingStage:
             writer = self._cache.write_entry(
                 job.video.id, source=job.source, overwrite=self._overwrite
             )
+            writer.time_quantising(partial(self._tally.step, "quantise", job.video.id))
             self._open[job] = _OpenEntry(writer.__enter__())
         entry = self._open[job]
         if self._cache.spec.stored_dtype == "int8" and not entry.writer.num_frames:
@@ -110,7 +123,9 @@ class WritingStage:
         if entry is None:
             self._record(job.fail("decode", "no frame could be read"))
             return
-        _append_held(entry)
+        if entry.held:
+            with self._tally.step("write", job.video.id):
+                _append_held(entry)
         record = entry.writer.commit(
             duration_seconds=finished.duration_seconds,
             damaged_frames=finished.damaged_frames,
@@ -121,7 +136,7 @@ class WritingStage:
         if ours:
             self._tally.add_extracted(job.video.id, damaged_frames=finished.damaged_frames)
         else:  # somebody was faster, and the first commit stands
-            self._tally.add_already_there()
+            self._tally.add_already_there(job.video.id)
 
     def _close(self, job: VideoJob) -> None:
         """Let go of a job's entry; unless it was committed, nothing of it stays."""

@@ -35,6 +35,7 @@ from ..files import (
     write_atomic,
 )
 from ..records import EntryRecord
+from ..remote.urls import refuse_address
 from ..spec import CacheSpec
 from ..tasks import Split
 from ..views import TokenView
@@ -115,6 +116,7 @@ def export_tokens(
     """
     if file_format not in EXPORT_FORMATS:
         raise UsageError(f"format {file_format!r}: expected one of {', '.join(EXPORT_FORMATS)}")
+    refuse_address(str(folder), what="an export ends in")
     selection = Selection.of(cache.spec, tokens)
     wanted, missing = _choose(cache, task=task, split=split, ids=ids)
     root = Path(folder)

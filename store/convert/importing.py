@@ -19,6 +19,7 @@ from typing import Literal
 
 from ..cache import Cache, create_cache, find_cache
 from ..errors import UsageError, Vis4merError
+from ..remote.urls import refuse_address
 from ..spec import CacheSpec, Sampling, StoredDtype
 from .arrays import OnProgress, RefusedArrayError
 from .exported import Exported, find_exported
@@ -61,6 +62,7 @@ def import_tokens(
     read, FingerprintError when the cache was made with other settings, StorageError when it cannot
     be written.
     """
+    refuse_address(str(cache), what="an import fills")
     prefix, grid, only = _as_asked(layout, prefix, grid)
     found = find_arrays(sources, only=only, name_by=name_by, progress=progress)
     exported = find_exported({array.path for array in found.arrays})

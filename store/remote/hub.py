@@ -63,7 +63,9 @@ def open_hub(url: str, *, writable: bool) -> HubPlace:
             f"address {shown_url(url)}: expected hf://datasets/ORG/NAME[@REVISION][/FOLDER]"
         )
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise UsageError(f"address {url}: needs huggingface_hub; pip install 'vis4mer[hf]'")
+        raise UsageError(
+            f"address {url}: needs huggingface_hub; `pip install '.[hf]'` in the checkout"
+        )
     _utilities().disable_progress_bars()
     _ = writable
     return HubPlace(

@@ -29,7 +29,7 @@ from .place import (
     require_span,
     whole_of,
 )
-from .urls import refuse_secrets, scheme_of, shown_url
+from .urls import refuse_secrets, require_named, scheme_of, shown_url
 
 _BLOCK_BYTES = 1 << 20
 
@@ -45,8 +45,10 @@ def open_local(url: str, *, writable: bool) -> LocalPlace:
 
 
 def path_of(url: str) -> Path:
-    """The directory of a path or `file://` address. UsageError for one of another machine."""
+    """The directory of a path or `file://` address. UsageError for one of another machine, and for
+    an empty or torn one."""
     if not scheme_of(url):
+        require_named(url)
         return Path(url)
     refuse_secrets(url)
     parts = urlsplit(url)

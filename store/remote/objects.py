@@ -1,9 +1,10 @@
 """Object stores (S3, Google, Azure) and web servers as places, through obstore.
 
-Credentials and endpoints come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
-AWS_SKIP_SIGNATURE=true for public buckets, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_*; with
-boto3 installed, ~/.aws too). Retries are ours, so that a read goes on where it broke off; only the
-parts of a large upload are left to the library.
+Credentials and endpoints come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, with
+AWS_ALLOW_HTTP=true for one of plain http, AWS_SKIP_SIGNATURE=true for public buckets,
+GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_*; with boto3 installed, ~/.aws too). Retries are
+ours, so that a read goes on where it broke off; only the parts of a large upload are left to the
+library.
 """
 
 from __future__ import annotations
@@ -53,11 +54,14 @@ _NOT_SATISFIABLE = 416  # HTTP: no byte of the range is there
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # Where the libraries look for credentials when the environment has none.
 _METADATA_SERVERS = ("169.254.169.254", "metadata.google.internal", "169.254.170.2")
-_NO_CREDENTIALS = (
-    "no credentials in the environment; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-    "(AWS_SKIP_SIGNATURE=true for a public bucket), GOOGLE_APPLICATION_CREDENTIALS or "
-    "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
-)
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public "
+    "bucket",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+_KINDS = {"s3": "s3", "s3a": "s3", "gs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
+_NAMES = {"s3": "s3://BUCKET/FOLDER", "gs": "gs://BUCKET/FOLDER", "az": "az://CONTAINER/FOLDER"}
 
 
 def open_objects(url: str, *, writable: bool) -> ObjectPlace:
@@ -68,7 +72,8 @@ def open_objects(url: str, *, writable: bool) -> ObjectPlace:
         raise UsageError(f"address {shown_url(url)}: web servers are read-only; push elsewhere")
     if importlib.util.find_spec("obstore") is None:
         raise UsageError(
-            f"address {shown_url(url)}: needs the library obstore; pip install 'vis4mer[remote]'"
+            f"address {shown_url(url)}: needs the library obstore; `pip install '.[remote]'` in "
+            "the checkout"
         )
     return ObjectPlace(url, listable=not web)
 
@@ -263,7 +268,10 @@ class ObjectPlace(Place):
             return missing(self.url, key)
         message = f"{self.url}/{key}: {_reason(error, text)}"
         if any(server in text for server in _METADATA_SERVERS):
-            return RemoteError(f"{self.url}/{key}: {_NO_CREDENTIALS}")
+            return RemoteError(
+                f"{self.url}/{key}: no credentials in the environment; set "
+                f"{_CREDENTIALS[_KINDS[scheme_of(self.url)]]}"
+            )
         if not isinstance(error, exceptions.GenericError) or any(sign in text for sign in _FINAL):
             return RemoteError(message)
         status = re.search(r"status code: (\d{3})", text)
@@ -274,11 +282,17 @@ class ObjectPlace(Place):
         return PassingError(message)
 
 
-_FINAL = ("UnexpectedRange", "Content-Length Header missing")  # a server does so every time
+# What is so every time.
+_FINAL = ("UnexpectedRange", "Content-Length Header missing", "BadScheme")
 # What a library's error holds → what is said. The rest of its text quotes addresses and answers.
 _REASONS = (
     ("Content-Length Header missing", "the server says no size; use one that does, such as nginx"),
     ("RangeNotSupported", "the server gives no byte ranges; use one that does, such as nginx"),
+    (
+        "BadScheme",
+        "the endpoint is plain http, which anybody on the way can read; set AWS_ALLOW_HTTP=true "
+        "where that is right, or AWS_ENDPOINT_URL to an https:// one",
+    ),
     ("UnexpectedRange", "the server sent other bytes than were asked for"),
     ("TimedOut", "no answer in time"),
     ("kind: Timeout", "no answer in time"),
@@ -318,7 +332,7 @@ def _open_store(url: str, *, retries: int) -> ObjectStore:
         "read_timeout": timedelta(seconds=SILENCE_SECONDS),
         "timeout": timedelta(hours=1),  # of a segment, whatever the connection
     }
-    if scheme == "http" or _is_loopback(os.environ.get("AWS_ENDPOINT_URL", "")):
+    if scheme == "http" or _may_be_plain():
         client["allow_http"] = True
     shared: dict[str, Any] = {
         "client_options": client,
@@ -332,8 +346,17 @@ def _open_store(url: str, *, retries: int) -> ObjectStore:
         kind = store.GCSStore if scheme == "gs" else store.AzureStore
         return kind.from_url(url, **shared)
     except (BaseError, ValueError) as error:
-        words = without_secrets(first_line(error))[:_MAX_REASON_CHARACTERS]
-        raise UsageError(f"address {shown_url(url)}: {words}") from None
+        raise UsageError(f"address {shown_url(url)}: {_refusal(error, scheme)}") from None
+
+
+def _refusal(error: Exception, scheme: str) -> str:
+    """Why the library takes no such address."""
+    kind, text = _KINDS.get(scheme), str(error)
+    if kind is not None and "Unable to recognise URL" in text:
+        return f"expected {_NAMES[kind]}"
+    if kind is not None and "Account must be specified" in text:
+        return f"whose account? set {_CREDENTIALS[kind]}"
+    return without_secrets(first_line(error))[:_MAX_REASON_CHARACTERS]
 
 
 # The library's threads live in the process that used it first.
@@ -352,8 +375,12 @@ def _require_same_process(url: str) -> None:
         )
 
 
-def _is_loopback(endpoint: str) -> bool:
-    return urlsplit(endpoint).hostname in _LOOPBACK
+def _may_be_plain() -> bool:
+    """Whether an endpoint without encryption is meant: one on this machine, or as the environment
+    says, which the library does not look at beside other options."""
+    if os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true"):
+        return True
+    return urlsplit(os.environ.get("AWS_ENDPOINT_URL", "")).hostname in _LOOPBACK
 
 
 def _aws_credentials() -> dict[str, Any]:

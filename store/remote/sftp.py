@@ -65,7 +65,8 @@ def open_sftp(url: str) -> SftpPlace:
         raise UsageError(f"address {shown_url(url)}: expected ssh://[USER@]HOST[:PORT]/PATH")
     if importlib.util.find_spec("paramiko") is None:
         raise UsageError(
-            f"address {shown_url(url)}: needs the library paramiko; pip install 'vis4mer[ssh]'"
+            f"address {shown_url(url)}: needs the library paramiko; `pip install '.[ssh]'` in the "
+            "checkout"
         )
     path = unquote(parts.path)
     root = path.removeprefix("/~/") if path.startswith("/~/") else path

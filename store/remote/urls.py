@@ -14,6 +14,8 @@ from ..errors import UsageError
 from ..wording import visible
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+# With one slash or none.
+_TORN = re.compile(r"(?i)(s3a?|gs|az|abfss?|https?|ssh|sftp|hf|file):(/?)(?!/)")
 _HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d{0,5})?")  # with a port, if there is a colon
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]*")
 # Names that stand before a secret in headers, queries, XML and the debug output of HTTP clients.
@@ -45,6 +47,33 @@ def shown_url(url: str) -> str:
     if not _HOST.fullmatch(host):  # a password with a / ? or # in it, which is cut at none of them
         return visible(f"{scheme.lower()}://…")
     return visible(f"{scheme.lower()}://{host}{slash}{path.rstrip('/')}")
+
+
+def require_named(text: str) -> None:
+    """UsageError for a name that is empty, or an address that lacks a slash or two: taken for
+    paths, they would be this folder, and a new one called `s3:`."""
+    if not text.strip():
+        raise UsageError("an empty name: no path and no address, expected such as my.zarr")
+    if (torn := _TORN.match(text)) is not None:
+        whole = _mended(text)
+        given = re.sub(":/+", f":{torn[2]}", whole, count=1).rstrip(":")
+        raise UsageError(f"{given}: no address, expected {whole}")
+
+
+def refuse_address(text: str, *, what: str) -> None:
+    """UsageError for any address, also one that lacks a slash, where `what` needs a directory."""
+    if scheme_of(text) or _TORN.match(text):
+        raise UsageError(f"{_mended(text)}: {what} a directory here, got an address")
+    require_named(text)
+
+
+def _mended(text: str) -> str:
+    """An address as it may be shown, with the slashes that a torn one lacks."""
+    torn = _TORN.match(text)
+    if torn is None:
+        return shown_url(text)
+    root = "/" if torn[1].lower() == "file" else ""
+    return shown_url(f"{torn[1]}://{root}{text[torn.end() :]}")
 
 
 def refuse_secrets(url: str, *, user_allowed: bool = False) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ..digest import digest_records
 from ..records import EntryRecord
 from ..spec import CacheSpec
-from ..wording import counted, visible
+from ..wording import counted, human_bytes, human_seconds, visible
 from .contents import Contents
 
 CARD = "README.md"
@@ -69,12 +69,12 @@ def _facts(spec: CacheSpec, records: Sequence[EntryRecord]) -> list[str]:
         array if count == len(records) else f"{array} (in {counted(count, 'video')})"
         for array, count in sorted(arrays.items())
     )
-    hours = sum(record.duration_seconds for record in records) / 3600
+    seconds = sum(record.duration_seconds for record in records)
     root, _ = digest_records(spec, records)
     rows = {
-        "videos": f"{len(records):,}, {hours:,.1f} h",
+        "videos": f"{len(records):,}, {human_seconds(seconds)}",
         "frames": f"{sum(r.num_frames for r in records):,} ({spec.sampling.describe()})",
-        "size": f"{sum(record.num_bytes for record in records) / 1e9:,.2f} GB",
+        "size": human_bytes(sum(record.num_bytes for record in records)),
         "backbone": f"{_text(spec.backbone)}, weights {_text(spec.weights)}",
         "SHA-256 of the weights": _text(spec.weights_sha256),
         "layer": _text(spec.layer),

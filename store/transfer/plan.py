@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 
 from ..files import canonical_json
 from ..records import EntryRecord
-from ..spec import CacheSpec
 
 _ATTEMPT_DIGITS = 12
 
@@ -73,13 +72,6 @@ def plan_copy(
 def holds_values(standing: EntryRecord, wanted: EntryRecord) -> bool:
     """Whether a record has all the values of another: frames, times and arrays."""
     return _same_times(standing, wanted) and _digests(wanted).items() <= _digests(standing).items()
-
-
-def joined(stored: CacheSpec, wanted: CacheSpec) -> CacheSpec:
-    """The spec of a cache once entries of `wanted` have come: with their native arrays. Pooled
-    copies may stand in records alone, and `extract` goes on as before."""
-    more = [array for array in wanted.arrays if not array.startswith("grid")]
-    return replace(stored, arrays=(*stored.arrays, *more))
 
 
 def _agree(standing: EntryRecord, wanted: EntryRecord) -> bool:

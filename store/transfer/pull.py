@@ -39,13 +39,14 @@ from ..files import (
 from ..records import EntryRecord, record_path
 from ..remote.local import LocalPlace
 from ..remote.place import MissingObjectError, Place, TornObjectError, open_place
+from ..remote.urls import refuse_address
 from ..replacement import commit_over, rearranging
-from ..spec import require_same, require_writable
-from ..wording import first_line
+from ..spec import joined_spec, require_same, require_writable
+from ..wording import first_line, human_bytes
 from ..writer import sync_directories
 from .arriving import checked_file, is_sound, located, remove_unfinished_in, runs_of
 from .contents import Contents, read_contents
-from .plan import EntryCopy, holds_values, joined, plan_copy
+from .plan import EntryCopy, holds_values, plan_copy
 from .running import (
     OnTransfer,
     Tally,
@@ -77,6 +78,7 @@ def pull_cache(
     disk here does, Vis4merError while another process rearranges the cache here. A damaged entry is
     a failure of its own.
     """
+    refuse_address(str(target), what="a pull ends in")
     place = open_place(source) if isinstance(source, str) else source
     pull = _Pull(read_contents(place), Path(target), selection or Selection())
     return pull.run(jobs=jobs, dry_run=dry_run, stop=stop, progress=progress)
@@ -114,7 +116,7 @@ class _Pull:
         self._cache = find_cache(root)
         require_writable(contents.spec, contents.spec, name=self._place.url)
         if self._cache is not None:
-            require_same(self._cache.spec, contents.spec, name=str(root))
+            require_same(self._cache.spec, contents.spec, name=str(root), other=self._place.url)
 
     def run(
         self,
@@ -193,10 +195,11 @@ class _Pull:
         if self._cache is None:
             plan = self._plan(wanted)
             self._require_room(plan.num_bytes)
-            create_cache(self._root, self._spec)
+            create_cache(self._root, joined_spec(None, self._spec, self._contents.spec))
         alone.enter_context(rearranging(self._root))
         self._cache = open_cache(self._root)
-        require_same(self._cache.spec, self._contents.spec, name=str(self._root))
+        here = str(self._root)
+        require_same(self._cache.spec, self._contents.spec, name=here, other=self._place.url)
         if plan is None or load_snapshot(self._root).rows:
             plan = self._plan(wanted)
             self._require_room(plan.num_bytes)
@@ -241,16 +244,16 @@ class _Pull:
         free = shutil.disk_usage(folder).free
         if num_bytes + _MARGIN_BYTES > free:
             raise Vis4merError(
-                f"{self._root}: the pull needs {num_bytes / 1e9:.2f} GB and {_MARGIN_BYTES / 1e9:g}"
-                f" beside them, {free / 1e9:.2f} GB are free there; free some space, or pull a "
-                "part (--task, --split, --ids, --views)"
+                f"{self._root}: the pull needs {human_bytes(num_bytes + _MARGIN_BYTES)}, and "
+                f"{human_bytes(free)} are free there; free some space, or pull a part (--task, "
+                "--split, --ids, --views)"
             )
 
     def _target_cache(self) -> Cache:
         """The cache here, whose spec names the arrays that it holds after this."""
         stored = open_cache(self._root).spec
         require_writable(stored, stored, name=str(self._root))
-        spec = joined(stored, self._spec)
+        spec = joined_spec(stored, self._spec, self._contents.spec)
         if spec != stored:
             write_atomic(self._root / "zarr.json", spec_bytes(spec))
         return create_cache(self._root, spec)

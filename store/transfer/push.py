@@ -37,12 +37,12 @@ from ..records import EntryRecord
 from ..remote.local import LocalPlace
 from ..remote.place import MissingObjectError, Place, open_place
 from ..replacement import rearranging
-from ..spec import CacheSpec, require_same, require_writable
+from ..spec import CacheSpec, joined_spec, require_same, require_writable
 from ..wording import first_line
 from .card import CARD, card_for, is_generated
 from .contents import find_contents, read_bounded, read_contents, record_key, table_key
 from .leaving import SMALL_BYTES, object_to_send, scratch_file, sent_before
-from .plan import EntryCopy, joined, plan_copy
+from .plan import EntryCopy, plan_copy
 from .running import OnTransfer, Tally, TransferFailure, TransferSummary, at_once
 from .selection import Selection, lacks_some, narrowed
 
@@ -121,7 +121,9 @@ class _Push:
         chosen, name = self._selection, str(self._cache.path)
         references = chosen.tables(self._cache.tasks(), name=name)
         table = None if chosen.task is None else self._cache.task(chosen.task)
-        ids, lacking = chosen.chosen(self._cache.ids(), table, name=name)
+        readable, damaged = self._cache.readable_ids()
+        self._failures += [TransferFailure(id=None, reason=reason) for reason in damaged]
+        ids, lacking = chosen.chosen(readable, table, name=name)
         copies, present, without = self._plan(ids)
         num_bytes = sum(copy.num_bytes for copy in copies)
         tally = Tally(num_videos=len(copies), num_bytes=num_bytes, progress=progress)
@@ -190,9 +192,9 @@ class _Push:
 
     def _joined(self, there: CacheSpec) -> CacheSpec:
         """The spec that names the arrays there after this. Raises unless the caches fit."""
-        require_same(there, self._spec, name=self._place.url)
+        require_same(there, self._spec, name=self._place.url, other=str(self._cache.path))
         require_writable(there, there, name=self._place.url)
-        return joined(there, self._spec)
+        return joined_spec(there, self._spec, self._cache.spec)
 
     def _begin(self, copies: Sequence[EntryCopy]) -> None:
         """The cache itself, and a catalog that no longer says what is about to be replaced: whoever
@@ -210,7 +212,8 @@ class _Push:
             try:
                 there = parse_spec(read_bounded(self._place, "zarr.json"), name=name)
             except MissingObjectError:
-                self._place.put("zarr.json", spec_bytes(self._spec), only_new=True)
+                new = joined_spec(None, self._spec, self._cache.spec)
+                self._place.put("zarr.json", spec_bytes(new), only_new=True)
                 continue
             wanted = self._joined(there)
             if wanted == there:
