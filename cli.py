@@ -108,7 +108,11 @@ def root(
 
 app.command()(extract.extract)
 app.command()(extract.label)
-app.command(cls=slurm.KeepsDashes, context_settings=slurm.PASS_ON)(slurm.slurm)
+app.command(
+    cls=slurm.KeepsDashes,
+    context_settings=slurm.PASS_ON,
+    options_metavar="VIDEO… [OPTIONS] [OPTIONS OF EXTRACT]",
+)(slurm.slurm)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(cache.app, name="cache")
 app.command()(pretrain.pretrain)

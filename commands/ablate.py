@@ -13,7 +13,7 @@ import typer
 from .. import console
 from ..render import ablate as render
 from ..store.errors import UsageError, Vis4merError
-from .shared import Json, exit_with
+from .shared import Json, exit_with, refuse_torchrun
 
 if TYPE_CHECKING:
     from ..decode.ablate.running import SweepResult
@@ -74,6 +74,7 @@ def ablate(
     Example: vis4mer ablate --cache lvu.zarr --task lvu/scene --run sweep
     --axis tokens=60xcls,60x7x7 --axis decoder.depth=1,3 --seeds 3
     """
+    refuse_torchrun("ablate", "start it once: --device cuda:0,cuda:1 trains on several devices")
     from ..decode.ablate.devices import sweep_devices
     from ..decode.ablate.directory import require_own_sweep
     from ..decode.ablate.plan import plan_sweep

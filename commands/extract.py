@@ -146,7 +146,11 @@ def extract(
     ] = None,
     compiled: Annotated[
         bool,
-        typer.Option("--compile", help="Try torch.compile on the backbone; minutes, once a run."),
+        typer.Option(
+            "--compile",
+            help="Try torch.compile on the backbone: minutes first, then the same tokens up to "
+            "rounding.",
+        ),
     ] = False,
     profile: Annotated[
         Path | None,
@@ -213,6 +217,8 @@ def extract(
         profile=profile,
     )
     options = EngineOptions(devices=_devices(devices), processes=processes, address=address)
+    if dry_run and profile is not None:
+        raise UsageError("--profile: a dry run has no steps to record; leave one of them out")
     if dry_run:
         with console.Progress() as show:
             show("looking at the videos" + (" and trying the backbone" if probe else ""))

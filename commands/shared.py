@@ -67,6 +67,12 @@ def processes_together() -> Iterator[Ranks | None]:
         raise typer.Exit(getattr(error, "exit_code", 1)) from error
 
 
+def refuse_torchrun(command: str, instead: str) -> None:
+    """UsageError where torchrun has begun several processes of a command that is one."""
+    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UsageError(f"{command}: begun {count} times by torchrun; {instead}")
+
+
 def parse_sides(text: str, *, option: str = "--grids") -> tuple[int, ...]:
     """`7,4` as (7, 4). UsageError for anything else."""
     try:

@@ -126,8 +126,8 @@ class TrainConfig:
     speed, never a result.
     preload: where the tokens of the training and validation videos are held, as they are stored,
     once they are read: `ram` or `gpu`; changes speed, never a result.
-    compile: train through `torch.compile`, where that works; some seconds first, then a little less
-    of each step, and other rounding, as of another device. Steps in lanes stay as they are.
+    compile: train through `torch.compile`, where that works; up to minutes first, then a little
+    less of each step, and other rounding, as of another device. Steps in lanes stay as they are.
     init: SHA-256 of the pretrained encoder's weights that it begins with; `--init RUN` sets it,
     and a run never opens a file by what its config says.
     """

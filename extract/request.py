@@ -199,7 +199,7 @@ def open_workplace(asked: ExtractRequest) -> Workplace:
 
         frames = batch_frames(loaded, asked.batch_size)
         loaded, note = compile_backbone(loaded, batch_frames=frames)
-        notes = () if note is None else (note,)
+        notes = (note or "the backbone is compiled: tokens are the plain ones up to rounding",)
     return Workplace(cache=cache, backbone=loaded, reader=reader, notes=notes)
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..extract.stages.profile import ExtractProfile
     from ..extract.stages.progress import ExtractProgress, ExtractSummary, HeldVideos
 
+_MIN_EFFICIENCY = 0.5  # below it stages waited for one another in turn, as in a short run
+
 
 def show_extraction(show: Progress, progress: ExtractProgress) -> None:
     """Videos, rate, how busy each stage is, what is being read."""
@@ -80,9 +82,9 @@ def print_extraction(summary: ExtractSummary, *, cache: str, as_json: bool) -> N
         print_line("stopped early; the same command goes on")
     elif num_held:
         print_line(
-            f"the cache is not complete until the others have finished: `vis4mer cache status "
-            f"{cache}` shows them; the same command takes up what they leave, and what a machine "
-            f"that was lost holds after `vis4mer cache gc {cache} --grace-hours 0.2`"
+            f"others are still at work: `vis4mer cache status {cache}` shows them; should one "
+            f"stop, the same command does the rest (of a lost machine, after `vis4mer cache gc "
+            f"{cache} --grace-hours 0.2`)"
         )
     if summary.left and not summary.interrupted:
         print_line(
@@ -115,9 +117,11 @@ def print_profile(profile: ExtractProfile) -> None:
         if times:
             print_line(f"{stage.stage}: {times}")
     if profile.limit is not None and profile.efficiency is not None:
-        print_line(
-            f"{profile.limit} sets the pace: {profile.efficiency:.0%} of what it would do alone"
-        )
+        pace = f"at {profile.efficiency:.0%} of the speed that it has alone"
+        if profile.efficiency < _MIN_EFFICIENCY:
+            print_line(f"no stage was busy throughout: {profile.limit} came nearest, {pace}")
+        else:
+            print_line(f"{profile.limit} sets the pace: the run went {pace}")
     print_line(f"every step is in {profile.path}, which ui.perfetto.dev shows")
 
 

@@ -377,6 +377,14 @@ def test_what_the_command_refuses(tmp_path):
     assert not folder.exists()
 
 
+def test_a_sweep_is_not_begun_by_torchrun(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    cache = make_cache(tmp_path, num_videos=8, frames=6)
+    refused = command(cache, tmp_path / "sweep", "--task", "toy/label", "--axis", "epochs=1,2")
+    assert refused.exit_code == 2
+    assert "begun 2 times by torchrun; start it once" in refused.stderr
+
+
 def test_several_tasks_and_caches_are_axes(tmp_path):
     cache = make_cache(tmp_path, num_videos=8, frames=6)
     cache.save_task(replace(cache.task("toy/label"), task="again"))

@@ -283,11 +283,16 @@ def test_one_process_is_this_one(asked, monkeypatch):
 @pytest.mark.parametrize(
     ("engine", "options", "words"),
     [
-        ("inline", EngineOptions(devices=("cuda:0",)), "--devices goes with another engine"),
-        ("inline", TWO, "--processes goes with another engine"),
-        ("local", EngineOptions(address="auto"), "--address goes with another engine"),
+        ("inline", EngineOptions(devices=("cuda:0",)), "--devices goes with --engine local, not"),
+        ("inline", TWO, "--processes goes with --engine local or ray"),
+        (
+            "local",
+            EngineOptions(address="auto"),
+            "--address goes with --engine ray, not with local",
+        ),
         ("local", EngineOptions(devices=("cuda:0",), processes=2), "expected one of them"),
         ("local", EngineOptions(devices=("cuda:0", "cuda:0")), "expected each device once"),
+        ("local", EngineOptions(processes=9999), "--processes 9999: .*expected at most"),
     ],
 )
 def test_options_that_an_engine_has_no_use_for_are_refused(asked, engine, options, words):

@@ -298,7 +298,7 @@ def test_the_command_says_what_others_hold(tmp_path, monkeypatch):
         assert result.exit_code == 0
         assert f"pid {os.getpid()} (1 video): a.mp4" in result.stdout
         assert "0 were there already, 0 failed, 1 in other workers' hands" in result.stdout
-        assert "the same command takes up what they leave" in result.stdout
+        assert "should one stop, the same command does the rest" in result.stdout
         as_json = CliRunner().invoke(app, [*command, "--json"])
         assert json.loads(as_json.stdout)["held"][0]["ids"] == ["a.mp4"]
     assert CliRunner().invoke(app, command).exit_code == 0

@@ -361,7 +361,7 @@ def test_the_command_says_where_the_time_went(tmp_path: Path) -> None:
         events, _ = read_trace(path)
         assert frames_by_video(events, "resize") == {"a.mp4": 3}
         if not flags:
-            assert "sets the pace" in result.stdout
+            assert "of the speed that it has alone" in result.stdout
             assert str(path) in result.stdout
             assert "decode" in result.stdout
             continue

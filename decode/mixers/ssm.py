@@ -40,6 +40,8 @@ Convolution = Literal["blocks", "plain", "fused", "fft"]
 CHUNK_BYTES = {"cpu": 12 * 2**20, "cuda": 512 * 2**20}
 """How large one float32 copy of the channels in hand may be. On a CPU it should stay in cache."""
 MAX_CHUNK_CHANNELS = {"cpu": 64, "cuda": 1024}
+ONE_BLOCK_CHANNELS = {"cpu": 256, "cuda": 1024}
+"""The same where one block holds a window: without operators to hand states on, calls cost most."""
 
 
 def channels_at_once(x: Tensor) -> int:
@@ -48,7 +50,8 @@ def channels_at_once(x: Tensor) -> int:
         return x.shape[2]
     device = x.device.type
     size = CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * x.shape[0] * x.shape[1])
-    return max(1, min(size, MAX_CHUNK_CHANNELS.get(device, MAX_CHUNK_CHANNELS["cuda"])))
+    most = ONE_BLOCK_CHANNELS if x.shape[1] <= BLOCK else MAX_CHUNK_CHANNELS
+    return max(1, min(size, most.get(device, most["cuda"])))
 
 
 @dataclass(frozen=True, kw_only=True)

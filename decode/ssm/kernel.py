@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from .doubling import doubled_rows
-from .system import Dense, Step, System, apply, power
+from .system import Dense, LowRank, Step, System, apply, power
 from .walk import product_dtype, toeplitz, walk
 
 BLOCK = 64
@@ -90,12 +90,17 @@ def first_taps(system: System, length: int) -> Tensor:
 
 
 def krylov(step: Step, start: Tensor, count: int) -> Tensor:
-    """start, Ā start, …, Ā^(count−1) start, from start (H, N): (H, count, N)."""
+    """start, Ā start, …, Ā^(count−1) start, from start (H, N): (H, count, N).
+
+    A step whose square would be a full matrix is applied again and again instead: for the few rows
+    of a short window, the squares would cost more than all else.
+    """
     rows = start[:, None]  # H 1 N
+    stride = 1  # the rows that `step` goes on by
     while (missing := count - rows.shape[1]) > 0:
-        rows = torch.cat([rows, apply(step, rows[:, :missing])], dim=1)
-        if rows.shape[1] < count:
-            step = step.then(step)
+        rows = torch.cat([rows, apply(step, rows[:, -stride:][:, :missing])], dim=1)
+        if rows.shape[1] < count and not (isinstance(step, LowRank) and step.is_full):
+            step, stride = step.then(step), rows.shape[1]
     return rows
 
 

@@ -125,6 +125,11 @@ class LowRank:
         )
 
     @property
+    def is_full(self) -> bool:
+        """Is the square of this step a full matrix?"""
+        return 2 * self._rank > MAX_RANK
+
+    @property
     def _rank(self) -> int:
         return self.left.shape[1]
 

@@ -108,6 +108,8 @@ def _split_notes(splits: Mapping[Split, SplitSamples], config: TrainConfig) -> I
         yield "there is no test split to judge"
     if config.lanes and config.compile:
         yield "compile changes nothing with lanes, whose steps are never compiled"
+    elif config.compile:
+        yield "the decoder is compiled: the first steps take up to minutes, and rounding differs"
     if config.lanes and config.shuffle_frames:
         yield (
             "shuffle_frames with lanes: the windows themselves still come in order, so this is no "

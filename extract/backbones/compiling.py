@@ -28,14 +28,14 @@ def compile_backbone(backbone: Backbone, *, batch_frames: int) -> tuple[Backbone
     """The backbone compiled for batches of `batch_frames`, or as it is and a note that says why.
 
     One batch is tried, which takes up to minutes: where there is no compiler, where one fails, or
-    where the tokens come out different, the plain backbone goes on.
+    where the tokens come out different, the plain backbone goes on. Smaller batches are filled up.
     """
     pixels = _trial(backbone, batch_frames)
     with _as_in_a_run(backbone.device):
         plain = backbone.encode(pixels)
         try:
             module = cast(nn.Module, torch.compile(backbone.module, dynamic=False))
-            compiled = replace(backbone, module=module, compiled=True)
+            compiled = replace(backbone, module=module, compiled_frames=batch_frames)
             error = _distance(compiled.encode(pixels), plain)
         except Exception as failure:
             return backbone, f"the backbone runs uncompiled: {describe_error(failure)}"

@@ -24,6 +24,7 @@ from typing import get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ...store.errors import UsageError, Vis4merError
 from ...store.spec import CacheSpec, ComputeDtype, Preprocess, Sampling, StoredDtype
@@ -66,7 +67,7 @@ class Backbone:
 
     name: with its full timm tag, and with `@SIZE` when that was asked for. weights: `hub`, `file`
     or `random:SEED`; weights_sha256: of the weights as loaded (`hash_weights`). clip_frames: F.
-    compiled: by `compile_backbone`.
+    compiled_frames: of a batch, that `compile_backbone` has made code for; None when it has not.
     """
 
     name: str
@@ -80,7 +81,7 @@ class Backbone:
     device: torch.device
     compute_dtype: ComputeDtype
     clip_frames: int = 1
-    compiled: bool = False
+    compiled_frames: int | None = None
 
     def encode(self, pixels: Tensor) -> Tokens:
         """Tokens of resized frames: uint8 (B·F, 3, H, W), on any device, to float tokens of B.
@@ -92,10 +93,13 @@ class Backbone:
             raise ValueError(f"{pixels.shape[0]} frames are no clips of {self.clip_frames}")
         with torch.inference_mode(), self._autocast():
             values = normalise(pixels, self.preprocess, device=self.device)  # B·F 3 H W
+            missing = (self.compiled_frames or 0) - values.shape[0]
+            if missing > 0:  # another shape would be compiled anew, for minutes
+                values = pad(values, (0, 0, 0, 0, 0, 0, 0, missing))  # which keeps the layout
             if self.clip_frames > 1:
-                clips = values.reshape(num_clips, self.clip_frames, *values.shape[1:])  # B F 3 H W
+                clips = values.reshape(-1, self.clip_frames, *values.shape[1:])  # B F 3 H W
                 values = clips.transpose(1, 2)  # B 3 F H W
-            tokens = self.module(values)  # B p+h·w D
+            tokens = self.module(values)[:num_clips]  # B p+h·w D
         expected = (num_clips, self.num_prefix + self.grid[0] * self.grid[1], self.dim)
         if tuple(tokens.shape) != expected:
             raise Vis4merError(

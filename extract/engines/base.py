@@ -27,6 +27,12 @@ ENGINES: Mapping[str, str] = {
     "ray": "ray:extract_on_ray",
 }
 
+_GOES_WITH: Mapping[str, str] = {
+    "devices": "--engine local",
+    "processes": "--engine local or ray",
+    "address": "--engine ray",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
@@ -47,9 +53,7 @@ class EngineOptions:
         """UsageError when one of these options is given, which `engine` has no use for."""
         for name in names:
             if getattr(self, name):
-                raise UsageError(
-                    f"--{name} goes with another engine than {engine}: see `vis4mer extract --help`"
-                )
+                raise UsageError(f"--{name} goes with {_GOES_WITH[name]}, not with {engine}")
 
 
 def refuse_profile(asked: ExtractRequest, engine: str) -> None:

@@ -21,6 +21,7 @@ from ...store.cache import find_cache
 from ...store.errors import UsageError, Vis4merError
 from ..planning.share import Share
 from ..request import ExtractRequest, OnNote, extract_videos, find_videos
+from ..stages.cores import usable_cores
 from ..stages.progress import ExtractSummary
 from ..stages.sharing import leave_catalog
 from .base import EngineOptions, OnProgress, refuse_profile
@@ -28,6 +29,7 @@ from .child import Ended, Note, work
 from .together import Outset, Part, attempts_of, progress_together, summary_together
 
 _LOOK_SECONDS = 0.2
+_MIN_PROCESSES = 2  # may be asked for on any machine
 
 
 def extract_locally(
@@ -47,10 +49,12 @@ def extract_locally(
     options.refuse("local", "address")
     refuse_profile(asked, "local")
     devices = _devices(asked, options)
+    if len(devices) > 1:
+        outset = _outset(asked)
+        devices = devices[: max(1, len(outset.ids))]  # more than videos would find nothing to do
     if len(devices) == 1:
         asked = replace(asked, device=devices[0])
         return extract_videos(asked, stop=stop, progress=progress, on_note=on_note)
-    outset = _outset(asked)
     processes = _Processes(
         _each(asked, devices),
         attempts=outset.attempts if asked.overwrite else None,
@@ -90,6 +94,12 @@ def _devices(asked: ExtractRequest, options: EngineOptions) -> tuple[str, ...]:
             "them; --devices 0,1 names GPUs"
         )
     if options.processes:
+        most = max(usable_cores(), _MIN_PROCESSES)
+        if options.processes > most:
+            raise UsageError(
+                f"--processes {options.processes}: more processes than cores gain nothing; "
+                f"expected at most {most} here"
+            )
         return ("cpu",) * options.processes
     if asked.device != "auto":
         return (asked.device,)

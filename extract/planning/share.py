@@ -33,10 +33,10 @@ class Share:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.count:
-            raise UsageError(
-                f"--worker {self.number}/{self.count}: expected a worker's number, from 1, and how "
-                "many there are, such as 3/20"
+            expected = (
+                f"1/{self.count} to {self.count}/{self.count}" if self.count else "such as 3/20"
             )
+            raise UsageError(f"--worker {self.number}/{self.count}: expected {expected}")
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"

@@ -39,7 +39,7 @@ def provenance(backbone: Backbone, reader: Reader) -> dict[str, str]:
         "device": _device(backbone.device),
         **_cuda(backbone.device),
         "compute_dtype": backbone.compute_dtype,
-        **({"compiled": "torch.compile"} if backbone.compiled else {}),
+        **({"compiled": "torch.compile"} if backbone.compiled_frames else {}),
         "host": platform.node(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }

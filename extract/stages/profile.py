@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...store.errors import UsageError
-from ...store.files import replacing
+from ...store.files import StorageError, replacing
 from .steps import STAGE_OF, STAGES, WAITS, StageName, Step, StepTimes
 
 SHORTEST_WAIT_NS = 20_000  # a shorter one is no waiting, and is only counted
@@ -134,9 +134,9 @@ def recorded(path: Path) -> Iterator[TraceFile]:
             except BaseException as error:  # raised again when the file is whole
                 failure = error
             trace.finish()
-    except OSError:
+    except OSError as error:
         if failure is None:
-            raise
+            raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
     if failure is not None:
         raise failure
 
