@@ -1,6 +1,6 @@
 """A SLURM array fills one cache while some of its tasks are killed and requeued.
 
-    python benchmarks/slurm_array.py [--videos 100] [--tasks 20] [--at-once 4] [--kills 5] [--json]
+    python benchmarks/slurm_array.py [--videos 300] [--tasks 20] [--at-once 4] [--kills 5] [--json]
 
 No SLURM is needed: the script that `vis4mer slurm` prints is run by bash with the variables that
 SLURM would set, a few tasks at a time. Now and then one that has videos in hand is killed with all
@@ -158,7 +158,7 @@ def is_sound(found: dict[str, Any], arguments: argparse.Namespace) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--videos", type=int, default=100)
+    parser.add_argument("--videos", type=int, default=300)
     parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--at-once", type=int, default=4)
     parser.add_argument("--kills", type=int, default=5)
