@@ -30,12 +30,13 @@ def graphs(monkeypatch):
     return made
 
 
-def pixels(frames):
-    """As readers lay them out: colours last in memory."""
+def pixels(frames, *, colours_last=True):
+    """uint8 noise; readers lay colours out last in memory, or first where frames were copied."""
     generator = torch.Generator().manual_seed(frames)
     shape = (frames, 32, 32, 3)
     noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    return noise.permute(0, 3, 1, 2)
+    frames_first = noise.permute(0, 3, 1, 2)
+    return frames_first if colours_last else frames_first.contiguous()
 
 
 def test_batches_that_are_not_full_give_their_own_tokens_and_need_no_further_graph(
@@ -45,8 +46,9 @@ def test_batches_that_are_not_full_give_their_own_tokens_and_need_no_further_gra
     assert note is None
     assert compiled.compiled_frames == 5
     first = len(graphs)
-    for frames in (5, 3, 1):
-        found, expected = compiled.encode(pixels(frames)), backbone.encode(pixels(frames))
+    for frames, colours_last in ((5, True), (3, True), (1, True), (5, False), (2, False)):
+        given = pixels(frames, colours_last=colours_last)
+        found, expected = compiled.encode(given), backbone.encode(given)
         torch.testing.assert_close(found.patch, expected.patch, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found.prefix, expected.prefix, rtol=1e-5, atol=1e-5)
     assert len(graphs) == first > 0

@@ -93,9 +93,10 @@ class Backbone:
             raise ValueError(f"{pixels.shape[0]} frames are no clips of {self.clip_frames}")
         with torch.inference_mode(), self._autocast():
             values = normalise(pixels, self.preprocess, device=self.device)  # B·F 3 H W
-            missing = (self.compiled_frames or 0) - values.shape[0]
-            if missing > 0:  # another shape would be compiled anew, for minutes
-                values = pad(values, (0, 0, 0, 0, 0, 0, 0, missing))  # which keeps the layout
+            if self.compiled_frames is not None:
+                # Another shape, or order in memory, would be compiled anew, for minutes.
+                missing = max(0, self.compiled_frames - values.shape[0])
+                values = pad(values, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous()
             if self.clip_frames > 1:
                 clips = values.reshape(-1, self.clip_frames, *values.shape[1:])  # B F 3 H W
                 values = clips.transpose(1, 2)  # B 3 F H W
