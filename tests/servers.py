@@ -243,12 +243,20 @@ class SshHost:
     address: str
     home: Path
     folder: Path
-    drop_next: threading.Event  # set: the next request breaks its connection
+    drop_next: threading.Event  # set: the next request ends its channel without an answer
+    connections: list[Any]  # of paramiko.Transport: every one so far
+
+    def break_connections(self) -> None:
+        for connection in list(self.connections):
+            connection.close()
 
 
 @contextlib.contextmanager
-def sftp_server(folder: Path, home: Path) -> Iterator[SshHost]:
-    """paramiko's server; `folder` is its whole file system. Renames refuse to replace."""
+def sftp_server(folder: Path, home: Path, *, max_channels: int = 10) -> Iterator[SshHost]:
+    """paramiko's server; `folder` is its whole file system. Renames refuse to replace.
+
+    max_channels: on one connection; OpenSSH's default.
+    """
     import paramiko
 
     host_key, user_key = paramiko.ECDSAKey.generate(), paramiko.ECDSAKey.generate()
@@ -269,14 +277,20 @@ def sftp_server(folder: Path, home: Path) -> Iterator[SshHost]:
                 transport.set_subsystem_handler("sftp", paramiko.SFTPServer, files)
                 transports.append(transport)
                 with contextlib.suppress(paramiko.SSHException, EOFError):
-                    transport.start_server(server=_ssh_interface(user_key))
+                    transport.start_server(server=_ssh_interface(user_key, max_channels))
 
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     address = f"ssh://tester@127.0.0.1:{port}"
     try:
-        yield SshHost(address=address, home=home, folder=folder, drop_next=drop_next)
+        yield SshHost(
+            address=address,
+            home=home,
+            folder=folder,
+            drop_next=drop_next,
+            connections=transports,
+        )
     finally:
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
@@ -295,10 +309,14 @@ def _write_ssh_home(home: Path, port: int, host_key: Any, user_key: Any) -> None
     (folder / "known_hosts").write_text(known)
 
 
-def _ssh_interface(user_key: Any) -> Any:
+def _ssh_interface(user_key: Any, max_channels: int) -> Any:
     import paramiko
 
     class Interface(paramiko.ServerInterface):
+        """Of one connection. Counts the channels asked for, ended ones too."""
+
+        num_channels = 0
+
         def get_allowed_auths(self, _username: str) -> str:
             return "publickey"
 
@@ -307,6 +325,9 @@ def _ssh_interface(user_key: Any) -> Any:
             return paramiko.AUTH_SUCCESSFUL if known else paramiko.AUTH_FAILED
 
         def check_channel_request(self, _kind: str, _chanid: int) -> int:
+            if self.num_channels == max_channels:
+                return paramiko.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
+            self.num_channels += 1
             return paramiko.OPEN_SUCCEEDED
 
     return Interface()

@@ -496,6 +496,47 @@ def test_a_broken_connection_is_made_anew(host: servers.SshHost) -> None:
     assert [path.name for path in (host.folder / "x").iterdir()] == ["a"]
 
 
+def test_who_learns_late_of_a_broken_connection_ends_no_other(
+    host: servers.SshHost, tmp_path: Path
+) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    class SlowFile(type(tmp_path)):
+        def open(self, *args: Any, **kwargs: Any) -> Any:
+            asked.set()
+            answered.wait()
+            return super().open(*args, **kwargs)
+
+    (tmp_path / "source").write_bytes(DATA)
+    place = open_place(f"{host.address}/x", writable=True)
+    with ThreadPoolExecutor(1) as late:
+        put = late.submit(place.put, "late", SlowFile(tmp_path / "source"))
+        asked.wait()
+        host.break_connections()
+        place.put("early", DATA)
+        answered.set()
+        assert put.result()
+    assert place.read("early") == place.read("late") == DATA
+    assert len(host.connections) == 2
+
+
+@pytest.mark.parametrize(("max_channels", "num_connections"), [(10, 3), (2, 9)])
+def test_more_threads_than_a_connection_has_channels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_channels: int, num_connections: int
+) -> None:
+    skip_without("sftp")
+    (tmp_path / "there/x").mkdir(parents=True)
+    (tmp_path / "there/x/a").write_bytes(DATA)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folders = tmp_path / "there", tmp_path / "home"
+    with servers.sftp_server(*folders, max_channels=max_channels) as host, ExitStack() as stack:
+        place = open_place(f"{host.address}/x")
+        threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(18)]
+        found = [thread.submit(place.read, "a").result() for thread in threads]
+        assert found == [DATA] * 18
+        assert len(host.connections) == num_connections
+
+
 def test_a_password_in_an_address_is_refused() -> None:
     for url in ("ssh://me:secret@host/x", "ssh://host", "ssh://host/x?y=secret"):
         with pytest.raises(UsageError) as refusal:

@@ -272,14 +272,25 @@ def test_connections_to_an_object_store_break(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the server's
 def test_an_ssh_connection_breaks(cache: Cache, tmp_path: Path, monkeypatch) -> None:
+    """Fewer times than a request is tried, in all: no request can meet too many."""
     skip_without("sftp")
     (tmp_path / "there").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with servers.sftp_server(tmp_path / "there", tmp_path / "home") as host:
-        breaks = lambda _progress: host.drop_next.set()  # noqa: E731
+        breaks = [host.drop_next.set, host.break_connections] * 2
+
+        def falls(_progress: object) -> None:
+            if left:
+                left.pop()()
+
         url = f"{host.address}/c.zarr"
-        assert push_cache(cache.path, url, jobs=2, progress=breaks).exit_code == 0
-        assert pull_cache(url, tmp_path / "back", jobs=2, progress=breaks).exit_code == 0
+        left = list(breaks)
+        assert push_cache(cache.path, url, jobs=2, progress=falls).exit_code == 0
+        assert not left
+        left = list(breaks)
+        assert pull_cache(url, tmp_path / "back", jobs=2, progress=falls).exit_code == 0
+        assert not left
+        assert len(host.connections) > 4
     assert same(tmp_path / "back", cache)
 
 

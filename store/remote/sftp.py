@@ -16,11 +16,13 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
+from weakref import WeakSet
 
 from ..errors import UsageError
 from ..files import is_temporary
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TIMEOUT_SECONDS = 60.0  # without an answer
 _CONNECT_SECONDS = 15.0
+_MAX_CHANNELS = 8  # on one connection: OpenSSH refuses more than 10
 _BLOCK_BYTES = 4 << 20
 _SYSTEM_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
 _UNKNOWN = "not found in known_hosts"  # in the library's message
@@ -75,8 +78,26 @@ def open_sftp(url: str) -> SftpPlace:
     )
 
 
+@dataclass(eq=False)
+class _Connection:
+    """One connection and the channels on it that threads still hold."""
+
+    client: SSHClient
+    channels: WeakSet[SFTPClient] = field(default_factory=WeakSet)
+    max_channels: int = _MAX_CHANNELS
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.channels) >= self.max_channels
+
+    @property
+    def is_alive(self) -> bool:
+        transport = self.client.get_transport()
+        return transport is not None and transport.is_active()
+
+
 class SftpPlace(Place):
-    """Keys are paths below `root` on the host. One connection, one channel a thread."""
+    """Keys are paths below `root` on the host. One channel a thread, several on a connection."""
 
     def __init__(
         self, url: str, *, host: str, port: int | None, user: str | None, root: str
@@ -84,16 +105,16 @@ class SftpPlace(Place):
         self.url = url
         self._host, self._port, self._user, self._root = host, port, user, root.rstrip("/")
         self._lock = threading.Lock()
-        self._client: SSHClient | None = None
-        self._channels = threading.local()
+        self._connections: list[_Connection] = []
+        self._mine = threading.local()  # this thread's channel, and the connection that it is on
         self._made: set[str] = set()  # folders known to be there
 
     def close(self) -> None:
-        """End the connection; the next request opens another."""
+        """End the connections; the next request opens another."""
         with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            client.close()
+            ended, self._connections = self._connections, []
+        for connection in ended:
+            connection.client.close()
 
     def size(self, key: str) -> int | None:
         check_key(key)
@@ -232,19 +253,53 @@ class SftpPlace(Place):
             raise self._translated(key, error) from None
 
     def _channel(self) -> SFTPClient:
-        """This thread's channel, on the one connection, which is opened when there is none."""
+        """This thread's channel, opened when it has none on a connection that is still used."""
+        mine: tuple[_Connection, SFTPClient] | None = getattr(self._mine, "channel", None)
         with self._lock:
-            if self._client is None:
-                self._client = _connect(self._host, self._port, self._user)
-            client = self._client
-        if getattr(self._channels, "of", None) is not client:
-            sftp = client.open_sftp()
-            channel = sftp.get_channel()
-            if channel is not None:
-                channel.settimeout(TIMEOUT_SECONDS)
-            self._channels.of, self._channels.sftp = client, sftp
-        sftp_client: SFTPClient = self._channels.sftp
-        return sftp_client
+            if mine is not None and mine[0] in self._connections:
+                return mine[1]
+            self._mine.channel = opened = self._new_channel()
+        return opened[1]
+
+    def _new_channel(self) -> tuple[_Connection, SFTPClient]:
+        """A channel on a connection that has room, or on a new one. The lock is held."""
+        import paramiko
+
+        for connection in self._connections:
+            if not connection.is_full and connection.is_alive:
+                try:
+                    return connection, _open_channel(connection)
+                except paramiko.ChannelException:  # this host allows fewer
+                    connection.max_channels = len(connection.channels)
+        connection = _Connection(_connect(self._host, self._port, self._user))
+        try:
+            opened = connection, _open_channel(connection)
+        except Exception:
+            connection.client.close()
+            raise
+        self._connections.append(connection)
+        return opened
+
+    def _leave(self, *, connection_too: bool) -> None:
+        """Give up this thread's channel; its connection when asked to, or when that has ended.
+
+        Never another: a thread that learns late of a broken connection would end the one that
+        the others have opened since.
+        """
+        mine: tuple[_Connection, SFTPClient] | None = getattr(self._mine, "channel", None)
+        self._mine.channel = None
+        if mine is None:
+            return
+        connection, sftp = mine
+        with contextlib.suppress(OSError, EOFError):
+            sftp.close()
+        with self._lock:
+            connection.channels.discard(sftp)
+            if connection.is_alive and not connection_too:
+                return
+            if connection in self._connections:
+                self._connections.remove(connection)
+        connection.client.close()
 
     def _translated(self, key: str, error: Exception) -> Exception:
         import paramiko
@@ -270,9 +325,18 @@ class SftpPlace(Place):
                 "the key that it shows"
             )
         if isinstance(error, (paramiko.SSHException, EOFError, socket.error)):
-            self.close()
+            self._leave(connection_too=isinstance(error, TimeoutError))
             return PassingError(f"{name}: {_words(error)}")
         return error
+
+
+def _open_channel(connection: _Connection) -> SFTPClient:
+    sftp = connection.client.open_sftp()
+    channel = sftp.get_channel()
+    if channel is not None:
+        channel.settimeout(TIMEOUT_SECONDS)
+    connection.channels.add(sftp)
+    return sftp
 
 
 def _words(error: Exception) -> str:
@@ -327,6 +391,7 @@ def _connect(host: str, port: int | None, user: str | None) -> SSHClient:
             timeout=_CONNECT_SECONDS,
             banner_timeout=_CONNECT_SECONDS,
             auth_timeout=_CONNECT_SECONDS,
+            channel_timeout=_CONNECT_SECONDS,
             sock=None if proxy == "none" else paramiko.ProxyCommand(proxy),
         )
         _send_at_once(client)
