@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import avg_pool2d, gelu, pad
 
-from .mixers.base import CausalMixer, ChannelDropout, Mixer
+from .mixers.base import CausalMixer, ChannelDropout, ChannelMixer, Mixer
 
 Grid = tuple[int, int]
 
@@ -58,6 +59,11 @@ class Pool(nn.Module, ABC):
     def forward(self, tokens: Tokens) -> Tokens: ...
 
     @abstractmethod
+    def channels_first(self, y: Tensor, num_tokens: int, *, grid: Grid | None) -> Tensor:
+        """The same averages of real tokens in another layout: y (H, B, P), of which the first
+        `num_tokens` count, → (H, B, L')."""
+
+    @abstractmethod
     def num_complete(self, num_tokens: int) -> int:
         """Of a stream's next `num_tokens`, how many lie in groups that are complete."""
 
@@ -67,6 +73,9 @@ class NoPool(Pool):
 
     def forward(self, tokens: Tokens) -> Tokens:
         return tokens
+
+    def channels_first(self, y: Tensor, num_tokens: int, *, grid: Grid | None) -> Tensor:  # noqa: ARG002
+        return y[..., :num_tokens]
 
     def num_complete(self, num_tokens: int) -> int:
         return num_tokens
@@ -93,6 +102,13 @@ class GridPool(Pool):
             mask = mask[:, :: h * w].repeat_interleave(grid[0] * grid[1], dim=1)  # B L'
             x = x * mask[..., None]
         return Tokens(x=x, mask=mask, grid=grid)
+
+    def channels_first(self, y: Tensor, num_tokens: int, *, grid: Grid | None) -> Tensor:
+        assert grid is not None
+        H, B, _ = y.shape
+        frames = y[..., :num_tokens].reshape(H, -1, *grid)  # H B·T h w
+        pooled = avg_pool2d(frames, 2, ceil_mode=True, count_include_pad=False)
+        return pooled.reshape(H, B, -1)  # H B L'
 
     def num_complete(self, num_tokens: int) -> int:
         return num_tokens  # a stream brings whole frames
@@ -124,30 +140,47 @@ class PairPool(Pool):
 
     def _all_real(self, x: Tensor) -> Tensor:
         even = x.shape[1] // 2 * 2
-        pooled: Tensor = _PairMeans.apply(x)  # type: ignore[no-untyped-call]
+        pooled: Tensor = _PairMeans.apply(x, 1, even)  # type: ignore[no-untyped-call]
         if self.drop_tail or even == x.shape[1]:
             return pooled
         return torch.cat([pooled, x[:, even:]], dim=1)  # B ⌈L/2⌉ D
+
+    def channels_first(self, y: Tensor, num_tokens: int, *, grid: Grid | None) -> Tensor:  # noqa: ARG002
+        even = num_tokens // 2 * 2
+        pooled: Tensor = _PairMeans.apply(y, 2, even)  # type: ignore[no-untyped-call]
+        if self.drop_tail or even == num_tokens:
+            return pooled
+        return torch.cat([pooled, y[..., even:num_tokens]], dim=2)  # H B ⌈L/2⌉
 
     def num_complete(self, num_tokens: int) -> int:
         return num_tokens // 2 * 2
 
 
 class _PairMeans(torch.autograd.Function):
-    """(B, L, D) → (B, ⌊L/2⌋, D). The gradient is written once, where two slices would write two."""
+    """Means of the pairs among the first `even` places of a dimension of three. The gradient is
+    written once, where two slices would write two."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.num_tokens = x.shape[1]
-        even = x.shape[1] // 2 * 2
-        return (x[:, 0:even:2] + x[:, 1:even:2]).div_(2)
+    def forward(ctx: Any, x: Tensor, dim: int, even: int) -> Tensor:
+        ctx.dim, ctx.even, ctx.shape = dim, even, x.shape
+        first, second = _pairs(x, dim, even)
+        return (first + second).div_(2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        B, L, D = grad.shape
-        half = (grad / 2)[:, :, None].expand(B, L, 2, D).reshape(B, 2 * L, D)
-        return half if ctx.num_tokens == 2 * L else pad(half, (0, 0, 0, 1))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        of_x = grad.new_empty(ctx.shape)
+        half = grad / 2
+        for of_each in _pairs(of_x, ctx.dim, ctx.even):
+            of_each.copy_(half)
+        of_x.narrow(ctx.dim, ctx.even, ctx.shape[ctx.dim] - ctx.even).zero_()
+        return of_x, None, None
+
+
+def _pairs(x: Tensor, dim: int, even: int) -> tuple[Tensor, Tensor]:
+    """Views of the first and the second of each pair."""
+    some = x.narrow(dim, 0, even)
+    return (some[:, 0::2], some[:, 1::2]) if dim == 1 else (some[..., 0::2], some[..., 1::2])
 
 
 def build_pool(*, pooling: bool, grid: bool, drop_tail: bool) -> Pool:
@@ -193,9 +226,16 @@ class Block(nn.Module, ABC):
         """The definition, every average taken where the variant's authors take it."""
 
     def forward(self, tokens: Tokens) -> Tokens:
-        g = self.mixer.core(self.norm(tokens.x), tokens.mask)  # B L D
         pooled: Tokens = self.pool(tokens)  # B L' D
-        return pooled.like(self._project(pooled.x, self.pool(tokens.like(g)).x))
+        return pooled.like(self._project(pooled.x, self._pooled_core(tokens)))
+
+    def _pooled_core(self, tokens: Tokens) -> Tensor:
+        """Pool(g): (B, L', D)."""
+        x = self.norm(tokens.x)  # B L D
+        if tokens.mask is None and isinstance(self.mixer, ChannelMixer):
+            return self.mixer.pooled_core(x, partial(self.pool.channels_first, grid=tokens.grid))
+        pooled: Tokens = self.pool(tokens.like(self.mixer.core(x, tokens.mask)))
+        return pooled.x
 
     def _project(self, x: Tensor, g: Tensor) -> Tensor:
         return self.combine(x, self.dropout(self.mixer.output(g)))

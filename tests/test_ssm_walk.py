@@ -1,11 +1,14 @@
 """The quick ways through a state-space layer, against slow ones: powers, rows, walk, slices."""
 
+from functools import partial
+
 import pytest
 import torch
 from oracles import relative_error
 from torch.autograd import gradcheck
 from vis4mer.decode.mixers.s4 import S4Mixer, S4Options
 from vis4mer.decode.mixers.s4d import S4dLinMixer, S4dOptions
+from vis4mer.decode.skeleton import GridPool, NoPool, PairPool, Tokens
 from vis4mer.decode.ssm.channels import by_channels
 from vis4mer.decode.ssm.doubling import doubled_rows
 from vis4mer.decode.ssm.kernel import (
@@ -183,3 +186,53 @@ def test_keeping_operators_changes_no_bit(kind, convolution):
 
     for a, b in zip(gradients(keep=True), gradients(keep=False), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("padded", [5, 6, 9])
+def test_padding_on_the_way_in_changes_nothing(padded):
+    """A function of channels that also looks back, so that what stands in the zeros matters."""
+    torch.manual_seed(0)
+    seen = []
+
+    def function(u, a):
+        seen.append(u.shape)
+        assert not u[..., 5:].any()
+        return (u.cumsum(dim=2) * a[:, None, None]).square()[..., :5]
+
+    u, a = random(2, 5, 7), random(7)
+    y = by_channels(function, u, a, size=3, padded=padded)
+    plain = (u.cumsum(dim=1) * a).square()
+    torch.testing.assert_close(y, plain)
+    found = torch.autograd.grad(y.sin().sum(), [u, a])
+    torch.testing.assert_close(found, torch.autograd.grad(plain.sin().sum(), [u, a]))
+    assert {shape[2] for shape in seen} == {padded}
+
+
+@pytest.mark.parametrize("convolution", ["blocks", "fft"])
+@pytest.mark.parametrize(
+    ("pool", "grid", "num_tokens"),
+    [
+        (NoPool(), None, 150),
+        (PairPool(drop_tail=True), None, 151),
+        (PairPool(drop_tail=False), None, 151),
+        (PairPool(drop_tail=True), None, 3),
+        (GridPool(), (3, 5), 150),
+        (GridPool(), (2, 2), 256),
+    ],
+)
+def test_pooling_in_hand_is_pooling_afterwards(pool, grid, num_tokens, convolution):
+    torch.manual_seed(0)
+    options = S4Options(state_size=16, convolution=convolution)
+    mixer = S4Mixer(70, length=num_tokens, dropout=0.3, options=options).double()
+    x = random(2, num_tokens, 70)
+
+    def gradients(pooled):
+        torch.manual_seed(1)
+        y = pooled()
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *mixer.ssm.parameters()])]
+
+    in_hand = gradients(lambda: mixer.pooled_core(x, partial(pool.channels_first, grid=grid)))
+    plain = gradients(lambda: pool(Tokens(x=mixer.core(x, None), mask=None, grid=grid)).x)
+    assert in_hand[0].shape == plain[0].shape
+    for a, b in zip(in_hand, plain, strict=True):
+        torch.testing.assert_close(a, b)

@@ -9,6 +9,7 @@ Letters: B batch, L tokens, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -70,6 +71,19 @@ class CausalMixer(Mixer):
     @abstractmethod
     def stream_core(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """`core` of the next S tokens (B, S, D), S ≥ 1, all real, and the state after them."""
+
+
+PoolChannels = Callable[[Tensor, int], Tensor]
+"""(y (h, B, P), L ≤ P) → (h, B, M): averages over neighbours among the first L, whole groups."""
+
+
+class ChannelMixer(CausalMixer):
+    """A mixer that has a few channels in hand at a time, and can pool them before it lays them
+    down: half or a quarter of what `core` returns is then ever written."""
+
+    @abstractmethod
+    def pooled_core(self, x: Tensor, pool: PoolChannels) -> Tensor:
+        """`core` of real tokens alone, pooled: (B, L, D) → (B, M, D)."""
 
 
 class ChannelDropout(nn.Module):

@@ -30,18 +30,21 @@ from ..ssm.kernel import (
     block_operators,
     block_step,
     fft_convolution,
+    inputs_length,
     kernel,
 )
 from ..typed import refuse
-from .base import CausalMixer, ChannelDropout, MixerOptions
+from .base import ChannelDropout, ChannelMixer, MixerOptions, PoolChannels
 
 Convolution = Literal["blocks", "plain", "fused", "fft"]
 
 CHUNK_BYTES = {"cpu": 12 * 2**20, "cuda": 512 * 2**20}
-"""How large one float32 copy of the channels in hand may be. On a CPU it should stay in cache."""
+"""How large one copy of the channels in hand may be. On a CPU it should stay in cache."""
 MAX_CHUNK_CHANNELS = {"cpu": 64, "cuda": 1024}
 ONE_BLOCK_CHANNELS = {"cpu": 256, "cuda": 1024}
 """The same where one block holds a window: without operators to hand states on, calls cost most."""
+LINE_CHANNELS = 32
+"""A cache line of bfloat16: slices that begin within one read it twice."""
 
 
 def channels_at_once(x: Tensor) -> int:
@@ -49,9 +52,11 @@ def channels_at_once(x: Tensor) -> int:
     if x.is_meta:  # without values there is nothing to hold
         return x.shape[2]
     device = x.device.type
-    size = CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * x.shape[0] * x.shape[1])
+    channel = x.element_size() * x.shape[0] * x.shape[1]  # bytes
+    size = CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // channel
     most = ONE_BLOCK_CHANNELS if x.shape[1] <= BLOCK else MAX_CHUNK_CHANNELS
-    return max(1, min(size, most.get(device, most["cuda"])))
+    size = min(size, most.get(device, most["cuda"]))
+    return max(1, size - size % LINE_CHANNELS if size > LINE_CHANNELS else size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +94,7 @@ class SsmStreamState:
     operators: Mapping[int, BlockOperators]
 
 
-class SsmMixer(CausalMixer):
+class SsmMixer(ChannelMixer):
     """The layer around any `Ssm`.
 
     keep_operators: what a step makes of the parameters, whatever the batch, is kept for the way
@@ -105,17 +110,36 @@ class SsmMixer(CausalMixer):
         self.keep_operators = True
 
     def core(self, x: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ARG002 - causal: see above
+        return self.pooled_core(x, _all_of)
+
+    def pooled_core(self, x: Tensor, pool: PoolChannels) -> Tensor:
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
             vectors = self.ssm.vectors()
         scale = self.dropout.scale(x)  # B 1 D, or None where nothing is dropped
-        given = vectors if scale is None else (scale[:, 0].T, *vectors)
-        prepare = partial(self._prepared, shape=x.shape[:2], dropped=scale is not None)
-        apply = self._activated if scale is None else self._dropped
-        size = channels_at_once(x)
-        return by_channels(apply, x, *given, size=size, prepare=prepare, keep=self.keep_operators)
+        shape, dropped = x.shape[:2], scale is not None
+
+        def mixed(u: Tensor, *prepared: Tensor) -> Tensor:
+            """Pool(Dropout(GELU(k * u + D u))), averages first: (h, B, P) → (h, B, M)."""
+            y = pool(self._activated(u, *prepared[dropped:]), shape[1])
+            return y * prepared[0][:, :, None] if dropped else y
+
+        return by_channels(
+            mixed,
+            x,
+            *(vectors if scale is None else (scale[:, 0].T, *vectors)),
+            size=channels_at_once(x),
+            prepare=partial(self._prepared, shape=shape, dropped=dropped),
+            keep=self.keep_operators,
+            padded=self._padded(shape),
+        )
+
+    def _padded(self, shape: torch.Size) -> int:
+        if self.convolution == "fft":
+            return shape[1]
+        return inputs_length(shape[1], block_length(shape))
 
     def _prepared(self, *given: Tensor, shape: torch.Size, dropped: bool) -> tuple[Tensor, ...]:
         """The kernel or the block operators of a slice of channels, after their dropout scales."""
@@ -125,12 +149,8 @@ class SsmMixer(CausalMixer):
             return *scales, kernel(system, shape[1])
         return *scales, *block_inputs(system, length=shape[1], block=block_length(shape))
 
-    def _dropped(self, u: Tensor, scale: Tensor, *prepared: Tensor) -> Tensor:
-        """Dropout(GELU(k * u + D u)); scale: (h, B). Applied while the numbers are in the cache."""
-        return self._activated(u, *prepared) * scale[:, :, None]
-
     def _activated(self, u: Tensor, *prepared: Tensor) -> Tensor:
-        """GELU(k * u + D u) for a slice of h channels: (h, B, L) → (h, B, L)."""
+        """GELU(k * u + D u) for a slice of h channels: (h, B, P) → (h, B, P)."""
         if self.convolution == "fft":
             (K,) = prepared  # h L
             return gelu(fft_convolution(K, u.to(K.dtype)))
@@ -160,3 +180,8 @@ class SsmMixer(CausalMixer):
                 outputs.append(y)
             y = gelu(torch.cat(outputs, dim=2)).permute(1, 2, 0)  # B S D
         return y.to(x.dtype), SsmStreamState(x=now, operators=operators)
+
+
+def _all_of(y: Tensor, num_tokens: int) -> Tensor:
+    """No pooling."""
+    return y[..., :num_tokens]

@@ -5,7 +5,7 @@ backward pass runs each slice once more to get its gradients. What would be giga
 intermediates becomes the intermediates of one slice. What does not grow with the sequence may be
 prepared apart from the rest, and kept.
 
-Letters: B batch, L sequence, H channels.
+Letters: B batch, L sequence, P sequence with the zeros after it, M results, H channels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 ChannelFunction = Callable[..., Tensor]
-"""(u (h, B, L), *prepared) → (h, B, L), for any slice of h channels."""
+"""(u (h, B, P), *prepared) → (h, B, M), for any slice of h channels; M is the same for all."""
 
 Preparation = Callable[..., tuple[Tensor, ...]]
 """(*vectors each (h, …)) → prepared, each (h, …), for any slice of h channels."""
@@ -36,17 +36,20 @@ def by_channels(
     size: int,
     prepare: Preparation = as_they_are,
     keep: bool = False,
+    padded: int | None = None,
 ) -> Tensor:
-    """`function(u, *prepare(*vectors))`, at most `size` channels at a time: u, result (B, L, H).
+    """`function(u, *prepare(*vectors))`, at most `size` channels at a time: u (B, L, H), result
+    (B, M, H).
 
     `function` sees channels first, contiguous, in the dtype of `u`, which the result has too,
     whatever it returns. Both must be deterministic and treat channels independently. Autocast is
     off inside. keep: what `prepare` made is kept for the way back, with what its gradient needs,
-    instead of made again.
+    instead of made again. padded: P ≥ L, what `function` sees of a sequence, zeros after its end;
+    to pad on the way costs less than later.
     """
     keep = keep and torch.is_grad_enabled()
     result: Tensor = _ByChannels.apply(  # type: ignore[no-untyped-call]
-        function, prepare, keep, size, u, *vectors
+        function, prepare, keep, size, padded or u.shape[1], u, *vectors
     )
     return result
 
@@ -59,29 +62,34 @@ class _ByChannels(torch.autograd.Function):
         prepare: Preparation,
         keep: bool,
         size: int,
+        padded: int,
         u: Tensor,
         *vectors: Tensor,
     ) -> Tensor:
-        ctx.function, ctx.prepare, ctx.size = function, prepare, size
+        ctx.function, ctx.prepare, ctx.size, ctx.padded = function, prepare, size, padded
         ctx.kept = {}  # by slice
         ctx.save_for_backward(u, *vectors)
-        y = torch.empty_like(u, memory_format=torch.contiguous_format)  # B L H
+        y = torch.empty(0)
         with torch.autocast(u.device.type, enabled=False):
             for at, part in enumerate(_slices(u.shape[2], size)):
-                some = _leaves([v[part] for v in vectors], ctx.needs_input_grad[5:])
+                some = _leaves([v[part] for v in vectors], ctx.needs_input_grad[6:])
                 with torch.set_grad_enabled(keep):
                     prepared = prepare(*some)
                 if keep:
                     ctx.kept[at] = some, prepared
-                found = function(_channels_first(u, part), *(p.detach() for p in prepared))
-                y[..., part] = found.permute(1, 2, 0)
+                rows = _channels_first(u, part, padded)  # h B P
+                found = function(rows, *(p.detach() for p in prepared)).permute(1, 2, 0)  # B M h
+                if at == 0:
+                    y = u.new_empty(*found.shape[:2], u.shape[2])  # B M H
+                y[..., part] = found
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         u, *vectors = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[4:]
+        L = u.shape[1]
+        wanted = ctx.needs_input_grad[5:]
         grad_u = torch.empty_like(u) if wanted[0] else None  # B L H
         grads = [
             torch.empty_like(v) if w else None for v, w in zip(vectors, wanted[1:], strict=True)
@@ -93,19 +101,18 @@ class _ByChannels(torch.autograd.Function):
                 else:
                     some = _leaves([v[part] for v in vectors], wanted[1:])
                     prepared = ctx.prepare(*some)
-                inputs = [_channels_first(u, part), *prepared]
+                inputs = [_channels_first(u, part, ctx.padded), *prepared]
                 inputs = _leaves(inputs, [wanted[0], *(p.requires_grad for p in prepared)])
                 y = ctx.function(*inputs)
-            of_u, *of_prepared = _gradients(
-                [y], inputs, [_channels_first(grad_y, part).to(y.dtype)]
-            )
+            of_y = _channels_first(grad_y, part, grad_y.shape[1]).to(y.dtype)  # h B M
+            of_u, *of_prepared = _gradients([y], inputs, [of_y])
             if grad_u is not None:
-                grad_u[..., part] = of_u.permute(1, 2, 0)
+                grad_u[..., part] = of_u[..., :L].permute(1, 2, 0)
             found = _gradients(prepared, some, of_prepared)
             for grad, of_vector in zip(grads, found, strict=True):
                 if grad is not None:
                     grad[part] = of_vector
-        return None, None, None, None, grad_u, *grads
+        return None, None, None, None, None, grad_u, *grads
 
 
 def _leaves(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
@@ -129,15 +136,20 @@ def _gradients(
     return [next(found) if x.requires_grad else torch.empty(0) for x in inputs]
 
 
-def _channels_first(x: Tensor, part: slice) -> Tensor:
-    """x (B, L, H) → (h, B, L), contiguous.
+def _channels_first(x: Tensor, part: slice, padded: int) -> Tensor:
+    """x (B, L, H) → (h, B, P), contiguous, zeros after the end.
 
     In two copies, of which the second transposes a matrix, which torch does by tiles: one copy
     alone would go to another row of memory for each number.
     """
-    B, L, _ = x.shape
-    rows = x[..., part].contiguous().view(B * L, -1)  # B·L h
-    return rows.T.contiguous().view(-1, B, L)
+    (B, L, _), some = x.shape, x[..., part]  # B L h
+    if padded == L:
+        rows = some.contiguous()
+    else:
+        rows = x.new_empty(B, padded, some.shape[2])
+        rows[:, :L] = some
+        rows[:, L:] = 0
+    return rows.view(B * padded, -1).T.contiguous().view(-1, B, padded)
 
 
 def _slices(num_channels: int, size: int) -> list[slice]:

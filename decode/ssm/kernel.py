@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .doubling import doubled_rows
 from .system import Dense, LowRank, Step, System, apply, power
-from .walk import product_dtype, toeplitz, walk
+from .walk import padded_length, product_dtype, toeplitz, walk
 
 BLOCK = 64
 """Block length: as long as the usual state, so that no product is lopsided."""
@@ -139,6 +139,12 @@ def block_inputs(system: System, *, length: int, block: int) -> tuple[Tensor, ..
         return (first_taps(system, length),)
     operators = block_operators(system, block)
     return operators.taps, operators.readout, operators.reach, operators.advance.matrix()
+
+
+def inputs_length(length: int, block: int) -> int:
+    """How long `convolve_blocks` makes sequences of `length` by zeros at their end; longer ones, of
+    that length already, need no copy."""
+    return length if length <= block else padded_length(length, block)
 
 
 def convolve_blocks(u: Tensor, taps: Tensor, *handing_on: Tensor) -> Tensor:

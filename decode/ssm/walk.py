@@ -102,13 +102,21 @@ def _sums_of_diagonals(T: Tensor) -> Tensor:
 
 
 def _blocks(u: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """(H, B, L) of any strides → (H, B, J, length), zeros after the end."""
+    """(H, B, L) of any strides → (H, B, J, length), zeros after the end. No copy where there is
+    nothing to change."""
     H, B, L = u.shape
-    num_blocks = _round_up(-(-L // length))
-    blocks = torch.empty(H, B, num_blocks * length, dtype=dtype, device=u.device)
+    size = padded_length(L, length)
+    if size == L and u.dtype == dtype and u.is_contiguous():
+        return u.view(H, B, -1, length)
+    blocks = torch.empty(H, B, size, dtype=dtype, device=u.device)
     blocks[:, :, :L] = u
     blocks[:, :, L:] = 0
-    return blocks.view(H, B, num_blocks, length)
+    return blocks.view(H, B, -1, length)
+
+
+def padded_length(length: int, block: int) -> int:
+    """Of a sequence with the zeros after it: whole blocks, in a number that halves evenly."""
+    return _round_up(-(-length // block)) * block
 
 
 def _round_up(num_blocks: int) -> int:
