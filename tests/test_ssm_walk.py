@@ -1,7 +1,5 @@
 """The quick ways through a state-space layer, against slow ones: powers, rows, walk, slices."""
 
-from functools import partial
-
 import pytest
 import torch
 from oracles import relative_error
@@ -218,6 +216,7 @@ def test_padding_on_the_way_in_changes_nothing(padded):
         (PairPool(drop_tail=True), None, 3),
         (GridPool(), (3, 5), 150),
         (GridPool(), (2, 2), 256),
+        (GridPool(), (21, 20), 840),
     ],
 )
 def test_pooling_in_hand_is_pooling_afterwards(pool, grid, num_tokens, convolution):
@@ -231,8 +230,9 @@ def test_pooling_in_hand_is_pooling_afterwards(pool, grid, num_tokens, convoluti
         y = pooled()
         return [y, *torch.autograd.grad(y.square().sum(), [x, *mixer.ssm.parameters()])]
 
-    in_hand = gradients(lambda: mixer.pooled_core(x, partial(pool.channels_first, grid=grid)))
-    plain = gradients(lambda: pool(Tokens(x=mixer.core(x, None), mask=None, grid=grid)).x)
+    tokens = Tokens(x=x, mask=None, grid=grid)
+    in_hand = gradients(lambda: mixer.pooled_core(x, pool.in_hand(tokens)))
+    plain = gradients(lambda: pool(tokens.like(mixer.core(x, None))).x)
     assert in_hand[0].shape == plain[0].shape
     for a, b in zip(in_hand, plain, strict=True):
         torch.testing.assert_close(a, b)
