@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .both.predict import predict_videos
     from .decode.config import TrainConfig
     from .decode.runs.run import load_decoder
     from .decode.train import train_decoder, train_decoders
     from .extract.request import ExtractRequest, extract_videos
-    from .predict import predict_videos
     from .store.cache import open_cache
 
 __all__ = [
@@ -44,7 +44,7 @@ _HOMES = {
     "extract_videos": ".extract.request",
     "load_decoder": ".decode.runs.run",
     "open_cache": ".store.cache",
-    "predict_videos": ".predict",
+    "predict_videos": ".both.predict",
     "train_decoder": ".decode.train",
     "train_decoders": ".decode.train",
 }

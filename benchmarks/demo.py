@@ -28,7 +28,7 @@ GOAL_SECONDS = 180.0
 RUN = """
 import sys
 from pathlib import Path
-from vis4mer.demo import run_demo
+from vis4mer.demo.videos import run_demo
 import json
 print(json.dumps(run_demo(Path(sys.argv[1]), seed=int(sys.argv[2])).to_json()))
 """

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import describe_machine
-from vis4mer.demo_long_range import (
+from vis4mer.demo.long_range import (
     CONTENDERS,
     LEFT_OUT,
     TRAININGS,
@@ -33,7 +33,7 @@ from vis4mer.demo_long_range import (
     run_path,
     train_contender,
 )
-from vis4mer.demo_tokens import CLASSES, Question, write_token_demo
+from vis4mer.demo.tokens import CLASSES, Question, write_token_demo
 
 if TYPE_CHECKING:
     from vis4mer.decode.training.progress import TrainProgress

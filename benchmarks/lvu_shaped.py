@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from common import describe_machine
-from vis4mer.demo_clips import encode_clip
+from vis4mer.demo.clips import encode_clip
 from vis4mer.extract.annotations.lvu import read_lvu
 from vis4mer.store.tasks import TaskTable
 

@@ -42,7 +42,7 @@ from vis4mer.decode.data.stored_clips import read_clip
 from vis4mer.decode.device import Compute
 from vis4mer.decode.runs.results import TrainResult
 from vis4mer.decode.train import train_decoder
-from vis4mer.demo_clips import encode_clip
+from vis4mer.demo.clips import encode_clip
 from vis4mer.extract.backbones.loading import cache_spec, load_backbone
 from vis4mer.extract.readers import get_reader
 from vis4mer.extract.sources import resolve_sources

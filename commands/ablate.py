@@ -159,11 +159,11 @@ def _named(caches: list[Cache]) -> dict[str, Cache]:
 
 def _write_all(result: SweepResult) -> tuple[list[Path], list[str]]:
     """The table, the figures and the page; the files, and what could not be shown."""
+    from ..both.report_page import report_page
     from ..decode.ablate.figures import draw_figures
     from ..decode.ablate.table import settings_csv
     from ..decode.report.formats import write_files
     from ..decode.report.table import build_report
-    from ..report_page import report_page
     from ..store.files import write_atomic
 
     settings = result.settings

@@ -15,7 +15,7 @@ from ..store.errors import UsageError
 from .shared import Device, Json, exit_with
 
 if TYPE_CHECKING:
-    from ..demo_long_range import LongRangeResult
+    from ..demo.long_range import LongRangeResult
 
 Question = Literal["order", "count", "match"]
 
@@ -51,18 +51,13 @@ def predict(
 
     Example: vis4mer predict new.mp4 --run runs/selective --figure looked.png --at 75
     """
-    from .. import look as looking
-    from .. import predict as predicting
+    from ..both import look as looking
+    from ..both import predict as predicting
     from ..decode.runs.run import open_run
 
     opened = open_run(run)
-    if at is not None and figure is None:
-        raise UsageError(f"--at {at:g}: which window of a figure; add --figure FILE.png")
+    _require_together(stream=stream, stride=stride, figure=figure, at=at)
     if stream:
-        if stride is not None:
-            raise UsageError("--stride goes without --stream: a stream's windows never overlap")
-        if figure is not None:
-            raise UsageError("--figure goes without --stream: it shows a whole window")
         events = predicting.stream_videos(
             videos, opened, backbone=backbone, weights=weights, device=device
         )
@@ -96,6 +91,18 @@ def predict(
             )
     render.print_predictions(found, top=top, as_json=as_json, drawn=drawn)
     exit_with(len(found.predictions), len(found.failures))
+
+
+def _require_together(
+    *, stream: bool, stride: float | None, figure: Path | None, at: float | None
+) -> None:
+    """UsageError for options of `predict` that do not go together."""
+    if at is not None and figure is None:
+        raise UsageError(f"--at {at:g}: which window of a figure; add --figure FILE.png")
+    if stream and stride is not None:
+        raise UsageError("--stride goes without --stream: a stream's windows never overlap")
+    if stream and figure is not None:
+        raise UsageError("--figure goes without --stream: it shows a whole window")
 
 
 def demo(
@@ -148,7 +155,7 @@ def demo(
     for name, value in (("decoders", decoders), ("seeds", seeds), ("tokens", tokens)):
         if value is not None:
             raise UsageError(f"--{name} {value}: of a demo of tokens; add --dataset order")
-    from ..demo import run_demo
+    from ..demo.videos import run_demo
 
     result = run_demo(directory, seed=seed, device=device, report=report)
     render.print_demo(result, as_json=as_json)
@@ -166,7 +173,7 @@ def _long_range(
     report: Callable[[str], None],
 ) -> LongRangeResult:
     from ..decode.training.many import parse_seeds
-    from ..demo_long_range import DECODERS, run_long_range
+    from ..demo.long_range import DECODERS, run_long_range
 
     return run_long_range(
         directory,

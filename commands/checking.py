@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -61,17 +62,17 @@ def cache_verify(
     from ..store.cache import open_cache
     from ..store.verify import verify_cache
 
-    given = {
-        "--videos": bool(videos),
-        "--tolerance": tolerance is not None,
-        "--seed": seed != 0,
-        "--backbone": backbone is not None,
-        "--weights": weights is not None,
-        "--device": device != "auto",
-    }
-    unused = [option for option, is_given in given.items() if is_given and reencode is None]
-    if unused:
-        raise UsageError(f"{', '.join(unused)}: only for --reencode N; leave it out, or add that")
+    if reencode is None:
+        _refuse_without_reencode(
+            {
+                "--videos": bool(videos),
+                "--tolerance": tolerance is not None,
+                "--seed": seed != 0,
+                "--backbone": backbone is not None,
+                "--weights": weights is not None,
+                "--device": device != "auto",
+            }
+        )
     opened = open_cache(cache)
     with console.Progress() as show:
         report = verify_cache(
@@ -81,7 +82,7 @@ def cache_verify(
         )
         again = None
         if reencode is not None and report.ok:
-            from ..reencode import reencode_sample
+            from ..both.reencode import reencode_sample
 
             again = reencode_sample(
                 opened,
@@ -100,6 +101,13 @@ def cache_verify(
     )
     if not report.ok or not (again is None or again.ok):
         raise typer.Exit(1)
+
+
+def _refuse_without_reencode(options: Mapping[str, bool]) -> None:
+    """UsageError for options, and whether they are given, that only a comparison takes."""
+    unused = [option for option, is_given in options.items() if is_given]
+    if unused:
+        raise UsageError(f"{', '.join(unused)}: only for --reencode N; leave it out, or add that")
 
 
 @app.command("digest")
@@ -139,9 +147,9 @@ def cache_repair(
 
     Example: vis4mer cache repair lvu.zarr --from /mnt/copy/lvu.zarr --videos videos
     """
-    from ..reencode import extract_again, require_again
+    from ..both.reencode import extract_again, require_again
     from ..store.cache import open_cache
-    from ..store.lost_spec import open_to_repair
+    from ..store.mending.lost_spec import open_to_repair
     from ..store.repair import repair_cache
 
     mirrors = [open_cache(path) for path in mirror or ()]

@@ -14,6 +14,7 @@ from .shared import Device, Json, Preload, Protocol, Split, Which, exit_with, pr
 
 if TYPE_CHECKING:
     from ..decode.config import TrainConfig
+    from ..store.cache import Cache
 
 
 def train_decoder(
@@ -89,10 +90,9 @@ def train_decoder(
         opened = open_cache(cache)
         tasks = [] if task is None else [name.strip() for name in task.split(",")]
         if not resume and task is None and config is None and not sets:
-            present = ", ".join(opened.tasks()) or "none; add labels with `vis4mer label`"
-            raise UsageError(
-                f"--task is missing: expected DATASET/TASK; {opened.name} has {present}"
-            )
+            raise _task_is_missing(opened)
+        if seed is not None and seeds is not None:
+            raise UsageError("--seed and --seeds: give one of them")
         flags = {
             "task": tasks[0] if tasks else None,
             "protocol": protocol,
@@ -113,8 +113,6 @@ def train_decoder(
             base = open_run(begun).about.train if begun is not None and config is None else None
             return load_config(file=config, base=base, flags=flags, sets=sets or [])
 
-        if seed is not None and seeds is not None:
-            raise UsageError("--seed and --seeds: give one of them")
         plan = plan_training(run, resolved, tasks=tasks, seeds=seeds, resume=resume)
         leads = ranks is None or ranks.leads
         with console.Progress() as show:
@@ -133,6 +131,11 @@ def train_decoder(
             render.print_training(outcomes[0].require(), as_json=as_json)
     num_failed = sum(outcome.result is None for outcome in outcomes)
     exit_with(len(outcomes) - num_failed, num_failed)
+
+
+def _task_is_missing(cache: Cache) -> UsageError:
+    present = ", ".join(cache.tasks()) or "none; add labels with `vis4mer label`"
+    return UsageError(f"--task is missing: expected DATASET/TASK; {cache.name} has {present}")
 
 
 def import_weights(

@@ -35,9 +35,9 @@ def report(
 
     Example: vis4mer report runs --out report --videos movies
     """
+    from ..both.report_page import report_page
     from ..decode.report.formats import write_files
     from ..decode.report.table import build_report
-    from ..report_page import report_page
 
     if videos is not None and (out is None or not html):
         raise UsageError(f"--videos {videos}: frames are shown on the HTML page; add --out DIR")

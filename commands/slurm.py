@@ -18,6 +18,7 @@ from .extract import extract
 _NAME = re.compile(r"[\w.,+-]{1,200}")
 _TIME = re.compile(r"[0-9]{1,6}(-[0-9]{1,2})?(:[0-9]{1,2}){0,2}")
 _MEMORY = re.compile(r"[0-9]{1,9}[KMGT]?")
+MIN_SECONDS = 300  # SLURM tells a task to stop up to two minutes before its end
 # What the script says itself.
 _SCRIPTED = ("worker", "engine", "devices", "processes", "address")
 _BY_ITSELF = "; run that by itself: `vis4mer extract …"
@@ -73,7 +74,7 @@ def slurm(
         gpus=gpus,
         cpus=cpus,
         memory=_fitting(_MEMORY, mem, "--mem", "a size such as 32G"),
-        time=_fitting(_TIME, time, "--time", "minutes, HH:MM:SS or DAYS-HH"),
+        time=_long_enough(_fitting(_TIME, time, "--time", "minutes, HH:MM:SS or DAYS-HH")),
         partition=partition and _fitting(_NAME, partition, "--partition", "a name"),
         account=account and _fitting(_NAME, account, "--account", "a name"),
     )
@@ -103,3 +104,23 @@ def _fitting(pattern: re.Pattern[str], text: str, option: str, expected: str) ->
     if not pattern.fullmatch(text):
         raise UsageError(f"{option} {text!r:.80}: expected {expected}")
     return text
+
+
+def _long_enough(time: str) -> str:
+    """UsageError for a time in which a task would be requeued again and again, and do nothing."""
+    if 0 < _seconds(time) < MIN_SECONDS:  # zero is without an end
+        raise UsageError(
+            f"--time {time}: a task would be told to stop, and requeued, before it has done "
+            f"anything; expected {MIN_SECONDS // 60} minutes at least"
+        )
+    return time
+
+
+def _seconds(time: str) -> int:
+    """Of a time as sbatch takes it: M, M:S, H:M:S, or D-H, D-H:M, D-H:M:S."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if not dash and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, seconds = (*parts, 0, 0)[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

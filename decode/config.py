@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..store.errors import FieldDifference, UsageError
-from ..store.fields import flatten
+from ..store.fields import differences
 from ..store.keys import task_path
 from ..store.views import TokenView
 from .training.protocols import Protocol, with_protocol
@@ -254,12 +254,7 @@ def override(data: dict[str, Any], *, flags: Mapping[str, object], sets: Sequenc
 
 def config_differences(stored: TrainConfig, wanted: TrainConfig) -> tuple[FieldDifference, ...]:
     """Fields in which two runs learn something else, dotted names, sorted."""
-    left, right = flatten(stored.to_json()), flatten(wanted.to_json())
-    return tuple(
-        FieldDifference(name, str(left.get(name)), str(right.get(name)))
-        for name in sorted(left.keys() | right.keys())
-        if name not in NOT_LEARNED and left.get(name) != right.get(name)
-    )
+    return differences(stored.to_json(), wanted.to_json(), ignoring=NOT_LEARNED)
 
 
 def _require(field: str, value: object, holds: bool, expected: str) -> None:

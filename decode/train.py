@@ -1,4 +1,4 @@
-"""The training loop: a cache and configs in, run directories out.
+"""Training: a cache and configs in, run directories out.
 
     config = TrainConfig(task="lvu/genre", epochs=50)
     result = train_decoder(open_cache("lvu.zarr"), config, Path("runs/genre"))

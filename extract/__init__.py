@@ -7,6 +7,7 @@
     protocols               named bundles of sampling and preparation
     backbones               frozen backbones, their weights, pixels as they take them
     stages                  reading, encoding and writing at once, and what passes between them
+    engines                 where that runs: this process, one for every GPU, a Ray cluster
 
 Knows nothing of decoders, training or tasks beyond writing their tables into the cache, and nothing
 of how a person is told. Importing this package imports nothing; most of its modules import torch.

@@ -35,7 +35,7 @@ from .stages.progress import ExtractSummary, require_counts
 
 if TYPE_CHECKING:
     from .backbones.loading import Backbone
-    from .stages.pipeline import OnProgress
+    from .stages.filling import OnProgress
 
 DEFAULT_BACKBONE = "vit_large_patch16_224.augreg_in21k"  # the encoder of the ViS4mer paper
 OnNote = Callable[[str], None]

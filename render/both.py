@@ -19,11 +19,11 @@ from ..console import (
 from ..store.wording import counted
 
 if TYPE_CHECKING:
-    from ..demo import DemoResult
-    from ..demo_long_range import LongRangeResult, LongRangeSetting
+    from ..both.look import DrawnLook
+    from ..both.predict import StreamedFrame, StreamedVideo, VideoPredictions
+    from ..demo.long_range import LongRangeResult, LongRangeSetting
+    from ..demo.videos import DemoResult
     from ..doctor import Check
-    from ..look import DrawnLook
-    from ..predict import StreamedFrame, StreamedVideo, VideoPredictions
 
 
 def print_demo(result: DemoResult, *, as_json: bool) -> None:
@@ -91,7 +91,7 @@ def print_stream(
     as_json: bool,
 ) -> tuple[int, int]:
     """`predict --stream`: a line a frame, of JSON with `as_json`. Videos done, videos failed."""
-    from ..predict import StreamedFrame
+    from ..both.predict import StreamedFrame
 
     num_done = num_failed = 0
     for event in events:

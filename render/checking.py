@@ -10,7 +10,8 @@ from ..store.errors import SEE_VERIFY
 from ..store.wording import counted, some_of
 
 if TYPE_CHECKING:
-    from ..reencode import ReencodedVideo, ReencodeReport, Reextracted
+    from ..both.compare import ReencodedVideo
+    from ..both.reencode import ReencodeReport, Reextracted
     from ..store.diff import CacheDiff, EntryDifference
     from ..store.digest import CacheDigest
     from ..store.merge import MergeSummary

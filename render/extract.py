@@ -41,7 +41,22 @@ def print_extraction(summary: ExtractSummary, *, cache: str, as_json: bool) -> N
     if as_json:
         print_json({**asdict(summary), "bottleneck": summary.bottleneck})
         return
-    num_held = sum(len(held.ids) for held in summary.held)
+    _print_exceptions(summary)
+    _print_counts(summary)
+    if summary.bottleneck is not None:
+        busy = ", ".join(f"{stage} {part:.0%}" for stage, part in summary.busy_share.items())
+        print_line(
+            f"{summary.frames} frames in {human_seconds(summary.seconds)}, "
+            f"{summary.frames_per_second:.1f} frames/s; busy: {busy}; "
+            f"bottleneck: {summary.bottleneck}"
+        )
+    if summary.profile is not None:
+        print_profile(summary.profile)
+    _print_what_to_do(summary, cache)
+
+
+def _print_exceptions(summary: ExtractSummary) -> None:
+    """Videos of which there is something to tell."""
     for damaged in summary.damaged:
         print_line(f"kept with {damaged.damaged_frames} damaged frames: {damaged.id}")
     for failure in summary.failures:
@@ -58,6 +73,15 @@ def print_extraction(summary: ExtractSummary, *, cache: str, as_json: bool) -> N
         )
     for held in summary.held:
         print_line(_describe_held(held))
+
+
+def _num_held(summary: ExtractSummary) -> int:
+    return sum(len(held.ids) for held in summary.held)
+
+
+def _print_counts(summary: ExtractSummary) -> None:
+    """How many of each kind, and the labels that speak of more than their videos hold."""
+    num_held = _num_held(summary)
     print_line(
         f"{counted(summary.extracted, 'video')} extracted, "
         f"{summary.already_there} were there already, "
@@ -69,18 +93,13 @@ def print_extraction(summary: ExtractSummary, *, cache: str, as_json: bool) -> N
     if summary.beyond:
         shown = some_of([label.describe() for label in summary.beyond], most=3)
         print_line(f"{counted(len(summary.beyond), 'label')} beyond the end of the video: {shown}")
-    if summary.bottleneck is not None:
-        busy = ", ".join(f"{stage} {part:.0%}" for stage, part in summary.busy_share.items())
-        print_line(
-            f"{summary.frames} frames in {human_seconds(summary.seconds)}, "
-            f"{summary.frames_per_second:.1f} frames/s; busy: {busy}; "
-            f"bottleneck: {summary.bottleneck}"
-        )
-    if summary.profile is not None:
-        print_profile(summary.profile)
+
+
+def _print_what_to_do(summary: ExtractSummary, cache: str) -> None:
+    """Where not everything asked for is done: how it will be."""
     if summary.interrupted:
         print_line("stopped early; the same command goes on")
-    elif num_held:
+    elif _num_held(summary):
         print_line(
             f"others are still at work: `vis4mer cache status {cache}` shows them; should one "
             f"stop, the same command does the rest (of a lost machine, after `vis4mer cache gc "

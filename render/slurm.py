@@ -69,6 +69,16 @@ _HEAD = """\
 _BODY = """
 # What else the node needs, such as `module load`, goes here.
 cd -- {folder} || exit 2
+task="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+
+# Is it for this script to put the task back into the queue? Not when SLURM is ending it for another
+# reason than its time or a preemption that cancels: it was cancelled, or SLURM puts it back.
+goes_back() {{
+    case $(scontrol show job "$task") in
+    *Reason=TimeLimit* | *PreemptTime=[0-9]*) return 0 ;;
+    *JobState=*COMPLETING* | *JobState=CANCELLED*) return 1 ;;
+    esac
+}}
 
 # A signal, at preemption or before the end of the time, is passed on to the extraction, which then
 # finishes what it has read and lets go of the rest.
@@ -87,9 +97,9 @@ while wait "$extract"; status=$?; kill -0 "$extract" 2>/dev/null; do
 done
 
 # Exit codes: 0 done, 3 done but for videos that cannot be read, 1 stopped or failed, 2 a wrong
-# option. A task that was stopped goes back to the queue.
-if [ "$stopped" = yes ] && [ "$status" -ne 0 ] && [ "$status" -ne 3 ]; then
-    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+# option. A task that was stopped goes back to the queue, and one that was cancelled does not.
+if [ "$stopped" = yes ] && [ "$status" -ne 0 ] && [ "$status" -ne 3 ] && goes_back; then
+    scontrol requeue "$task"
 fi
 exit "$status"
 """

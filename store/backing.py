@@ -18,13 +18,12 @@ from typing import Protocol
 
 from .catalog import Snapshot, load_snapshot
 from .errors import SEE_VERIFY, CacheFormatError, DamagedEntryError
-from .failures import FailureRecord
+from .failures import FAILURES, FailureRecord
 from .files import JSON, linked, read_sealed_in
-from .keys import task_path
 from .layout import crc32c
 from .records import EntryRecord, record_path
+from .tasks import TASKS, table_path
 
-TASKS, FAILURES = "tasks", "failures"  # folders of a cache
 _BLOCK_BYTES = 8 << 20
 
 
@@ -159,8 +158,7 @@ class LocalBacking:
         return sorted(f"{path.parent.name}/{path.stem}" for path in found)
 
     def table(self, reference: str) -> JSON:
-        dataset, task = task_path(reference)
-        return read_sealed_in(self._root, self._root / TASKS / dataset / f"{task}.json")
+        return read_sealed_in(self._root, self._root / table_path(reference))
 
     def failures(self) -> list[FailureRecord]:
         records: list[FailureRecord] = []

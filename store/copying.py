@@ -17,18 +17,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from .backing import LocalBacking
-from .cache import Cache, ensure_groups
+from .cache import Cache
+from .commits import read_committed, record_bytes
+from .directory import ensure_groups
 from .files import (
     create_exclusive,
     is_shared_as,
     make_directory,
     new_file,
-    read_sealed,
     storage_errors,
 )
 from .packs import checked_blocks
 from .records import EntryRecord, record_path, stored_arrays
-from .standing import record_bytes, replace_damaged
+from .standing import replace_damaged
 from .writer import is_committed, sync_directories
 
 
@@ -47,7 +48,7 @@ def place_entry(
     attempt = secrets.token_hex(6)
     new = replace(record, attempt=attempt, pack=None)
     path, folder = record_path(cache.path, new.key), cache.path / new.folder
-    data = record_bytes(cache, new)
+    data = record_bytes(cache.path, new, cache.spec)
     try:
         with storage_errors(folder):
             ensure_groups(cache.path, new.key)
@@ -57,7 +58,7 @@ def place_entry(
         if over_damage:
             new = replace_damaged(cache, new)
         elif not create_exclusive(path, data):
-            return EntryRecord.from_json(read_sealed(path), spec=cache.spec, name=str(path))
+            return read_committed(cache.path, new.key, cache.spec)
         cache.clear_failure(new.id)
     finally:
         if not is_committed(path, attempt):

@@ -7,6 +7,7 @@ where a caller branches on them; each also inherits the built-in that fits.
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 
 SEE_VERIFY = "`vis4mer cache verify` lists what is damaged"
@@ -37,6 +38,16 @@ class EntryNotFoundError(Vis4merError, KeyError):
 
     def __str__(self) -> str:  # KeyError would print the repr of the message
         return str(self.args[0]) if self.args else ""
+
+
+def exit_code_of(*, failed: Sized, done: bool, interrupted: bool) -> int:
+    """Of a run over many things that fail each for itself: 0 when none has, 3 when some have and
+    others are done, 1 when all have or the run was stopped."""
+    if interrupted:
+        return 1
+    if not failed:
+        return 0
+    return 3 if done else 1
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from . import fields as f
+from .keys import entry_key, fan
 
+FAILURES = "failures"  # a folder of a cache
 Stage = Literal["open", "decode", "encode", "write"]
 
 
@@ -38,3 +41,9 @@ class FailureRecord:
             source_mtime_ns=f.integer(data, "source_mtime_ns", name=name, minimum=-(1 << 63)),
             time=f.text(data, "time", name=name),
         )
+
+
+def failure_path(root: Path, entry_id: str) -> Path:
+    """The file of a video's failure in the cache at `root`."""
+    key = entry_key(entry_id)
+    return root / FAILURES / fan(key) / f"{key}.json"

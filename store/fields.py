@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
-from .errors import CacheFormatError
+from .errors import CacheFormatError, FieldDifference
 
 T = TypeVar("T")
 MOST = (1 << 63) - 1  # of any count, size or time: sums of some stay numbers that can be written
@@ -130,3 +130,15 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def differences(
+    stored: Mapping[str, Any], wanted: Mapping[str, Any], *, ignoring: Collection[str] = ()
+) -> tuple[FieldDifference, ...]:
+    """Fields in which nested objects differ, dotted names, sorted."""
+    left, right = flatten(stored), flatten(wanted)
+    return tuple(
+        FieldDifference(name, str(left.get(name)), str(right.get(name)))
+        for name in sorted(left.keys() | right.keys())
+        if name not in ignoring and left.get(name) != right.get(name)
+    )

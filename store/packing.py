@@ -30,6 +30,7 @@ from .errors import (
     EntryNotFoundError,
     UsageError,
     Vis4merError,
+    exit_code_of,
 )
 from .files import StorageError, replacing
 from .packs import (
@@ -86,11 +87,8 @@ class PackSummary:
     @property
     def exit_code(self) -> int:
         """0 when every video is as asked, 3 when some failed, 1 when all did or it was stopped."""
-        if self.interrupted:
-            return 1
-        if not self.failures:
-            return 0
-        return 3 if self.changed or self.unchanged or self.kept_loose else 1
+        done = bool(self.changed or self.unchanged or self.kept_loose)
+        return exit_code_of(failed=self.failures, done=done, interrupted=self.interrupted)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "interrupted": self.interrupted, "exit_code": self.exit_code}

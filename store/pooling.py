@@ -23,7 +23,7 @@ from typing import Any
 
 from .cache import Cache
 from .convert.arrays import block_bounds
-from .errors import UsageError, Vis4merError
+from .errors import UsageError, Vis4merError, exit_code_of
 from .files import StorageError
 from .quantise import FIRST_FRAMES_INT8
 from .records import EntryRecord, stored_arrays
@@ -66,11 +66,8 @@ class PoolSummary:
     @property
     def exit_code(self) -> int:
         """0 when every video is as asked, 3 when some failed, 1 when all did or it was stopped."""
-        if self.interrupted:
-            return 1
-        if not self.failures:
-            return 0
-        return 3 if self.changed or self.unchanged else 1
+        done = bool(self.changed or self.unchanged)
+        return exit_code_of(failed=self.failures, done=done, interrupted=self.interrupted)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "interrupted": self.interrupted, "exit_code": self.exit_code}

@@ -29,12 +29,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .cache import Cache, spec_bytes
+from .cache import Cache
 from .catalog import CATALOG
-from .lost_spec import what_is_lost
-from .mend_entries import EntryMender
-from .mend_files import FileMender
-from .mending import Mending, RepairStep
+from .directory import spec_bytes
+from .mending.entries import EntryMender
+from .mending.files import FileMender
+from .mending.lost_spec import what_is_lost
+from .mending.steps import Mending, RepairStep
 from .replacement import rearranging
 from .spec import require_same, require_writable
 from .verify import VerifyReport, verify_cache

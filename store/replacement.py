@@ -19,8 +19,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .cache import Cache, ensure_groups
+from .cache import Cache
+from .commits import record_bytes
 from .copying import copy_objects
+from .directory import ensure_groups
 from .errors import Vis4merError
 from .files import (
     held_alone,
@@ -30,7 +32,7 @@ from .files import (
 )
 from .packs import rest_objects
 from .records import EntryRecord, record_path
-from .standing import record_bytes, stands
+from .standing import stands
 from .writer import is_committed, sync_directories
 
 LOCK = "pool.lock"  # in the cache; named after what first needed it
@@ -103,7 +105,7 @@ def commit_over(cache: Cache, old: EntryRecord, new: EntryRecord) -> None:
                 "same command again"
             )
 
-    data = record_bytes(cache, new)
+    data = record_bytes(cache.path, new, cache.spec)
     with replacing(record_path(cache.path, old.key), look=look) as file:
         file.write(data)
 

@@ -357,12 +357,7 @@ def _own(spec: CacheSpec) -> tuple[str, ...]:
 
 def diff_specs(stored: CacheSpec, wanted: CacheSpec) -> tuple[FieldDifference, ...]:
     """Field-by-field differences in identity, nested fields with dotted names."""
-    left, right = f.flatten(stored.identity), f.flatten(wanted.identity)
-    return tuple(
-        FieldDifference(field, str(left.get(field)), str(right.get(field)))
-        for field in sorted(left.keys() | right.keys())
-        if left.get(field) != right.get(field)
-    )
+    return f.differences(stored.identity, wanted.identity)
 
 
 _WEIGHTS_PATTERN = re.compile(r"hub|file|unknown|random:[0-9]{1,19}")

@@ -8,8 +8,9 @@ look and the rename or removal after it, one system call later, is lost as if it
 from __future__ import annotations
 
 from .cache import Cache
+from .commits import read_committed, record_bytes
 from .errors import CacheFormatError
-from .files import read_sealed, replacing, seal, storage_errors, unseal
+from .files import replacing, storage_errors
 from .packs import rest_objects
 from .records import EntryRecord, record_path
 from .verify import read_record
@@ -17,9 +18,8 @@ from .verify import read_record
 
 def stands(cache: Cache, record: EntryRecord) -> bool:
     """Is this the record on the disk, in every field? An attempt may have got more arrays."""
-    path = record_path(cache.path, record.key)
     try:
-        found = EntryRecord.from_json(read_sealed(path), spec=cache.spec, name=str(path))
+        found = read_committed(cache.path, record.key, cache.spec)
     except (FileNotFoundError, CacheFormatError):
         return False
     return found == record
@@ -31,13 +31,6 @@ def standing_record(cache: Cache, key: str) -> EntryRecord | None:
         return read_record(record_path(cache.path, key), cache)
     except FileNotFoundError:
         return None
-
-
-def record_bytes(cache: Cache, record: EntryRecord) -> bytes:
-    """A record as it is written. What could not be read back is never committed."""
-    data, name = seal(record.to_json()), str(record_path(cache.path, record.key))
-    EntryRecord.from_json(unseal(data, name=name), spec=cache.spec, name=name)
-    return data
 
 
 class _StandsError(Exception):
@@ -63,7 +56,7 @@ def replace_damaged(cache: Cache, new: EntryRecord) -> EntryRecord:
     path = record_path(cache.path, new.key)
     try:
         with replacing(path, look=look) as file:
-            file.write(record_bytes(cache, new))
+            file.write(record_bytes(cache.path, new, cache.spec))
     except _StandsError as other:
         return other.record
     return new

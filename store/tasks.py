@@ -18,6 +18,7 @@ from .errors import CacheFormatError, UsageError
 from .keys import check_id, task_path
 from .spec import Sampling
 
+TASKS = "tasks"  # a folder of a cache
 Split = Literal["train", "val", "test"]
 TaskKind = Literal["classification", "regression"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -151,6 +152,13 @@ class TaskTable:
             )
         except UsageError as error:
             raise CacheFormatError(f"{name}: {error}") from error
+
+
+def table_path(reference: str) -> str:
+    """Where the table of `lvu/relationship` lies below a cache: `tasks/lvu/relationship.json`.
+    UsageError for what is no reference."""
+    dataset, task = task_path(reference)
+    return f"{TASKS}/{dataset}/{task}.json"
 
 
 def extent_id(entry_id: str, start_seconds: float | None, end_seconds: float | None) -> str:

@@ -6,11 +6,13 @@ as under torchrun.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from vis4mer.decode.config import DecoderConfig, TrainConfig
@@ -73,39 +75,41 @@ def stop_after_one_epoch(progress) -> None:
         raise StoppedError("one epoch is enough")
 
 
-def begin(*programs: list[str]) -> list[subprocess.Popen]:
-    """Processes `python PROGRAM`, as a launcher begins them."""
+@contextlib.contextmanager
+def begun(*programs: list[str]) -> Iterator[list[subprocess.Popen]]:
+    """Processes `python PROGRAM`, as a launcher begins them; killed at the end."""
     count = len(programs)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, *program],
-            env={**common, "RANK": str(i), "LOCAL_RANK": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i, program in enumerate(programs)
-    ]
+    with socket.socket() as place, contextlib.ExitStack() as stack:
+        # Bound and not listening: nobody is given this port while they get ready, and the first of
+        # them may listen there all the same.
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(("127.0.0.1", 0))
+        common = {
+            **os.environ,
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(place.getsockname()[1]),
+            "OMP_NUM_THREADS": "1",
+        }
+        processes = []
+        for i, program in enumerate(programs):
+            process = subprocess.Popen(
+                [sys.executable, *program],
+                env={**common, "RANK": str(i), "LOCAL_RANK": str(i)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            processes.append(process)
+        yield processes
 
 
-def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-    """(exit code, standard output, standard error) of each; all are killed if one hangs."""
-    try:
-        said = [process.communicate(timeout=180) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+def said_by(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """(exit code, standard output, standard error) of each, when all have ended."""
+    said = [process.communicate() for process in processes]
     return [(p.returncode, out, err) for p, (out, err) in zip(processes, said, strict=True)]
 
 

@@ -170,10 +170,11 @@ def test_devices_side_by_side_and_processes_that_die(tmp_path, monkeypatch):
 
     class Doomed(on_devices._Worker):
         def give(self, task):
-            super().give(task)
             assert task.to_json("cpu")["processes"] == 2
             if len(task.jobs) > 1 or task.place[0] == 2:
                 self._process.kill()
+                self._process.wait()
+            super().give(task)
 
     monkeypatch.setattr(on_devices, "_Worker", Doomed)
     cache = make_cache(tmp_path, num_videos=8, frames=6)

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-SMALL = "--videos 5 --val 1 --frames 8 --grid 2 --dim 16 --batch 2 --epochs 1 --workers 2"
+SMALL = "--videos 5 --val 1 --frames 8 --grid 2 --dim 16 --batch 2 --epochs 1"
+THREADS = "--workers 2 --threads 1"
 
 
 @pytest.mark.parametrize("preload", ["off", "ram"])
 def test_a_small_epoch_has_a_row_for_every_type_and_view(tmp_path, monkeypatch, capsys, preload):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     benchmark = importlib.import_module("epoch")
-    asked = ["epoch.py", "--folder", str(tmp_path), *SMALL.split(), "--preload", preload, "--json"]
+    asked = ["epoch.py", "--folder", str(tmp_path), *SMALL.split(), *THREADS.split()]
+    asked += ["--preload", preload, "--json"]
     monkeypatch.setattr(sys, "argv", asked)
     benchmark.main()
     found = json.loads(capsys.readouterr().out)

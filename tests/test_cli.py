@@ -340,7 +340,7 @@ def test_decoders_lists_every_decoder_with_its_options():
     by_name = {about["name"]: about for about in listed}
     assert {"vis4mer", "mean"} <= by_name.keys()
     assert "variant" in [option["name"] for option in by_name["vis4mer"]["options"]]
-    assert "variant" in run("decoders").stdout
+    assert "variant" in run("decoders", "--tokens", "8x2x2", "--dim", "32").stdout
 
 
 def test_spec_fields_that_are_not_identity_do_not_refuse(tmp_path):

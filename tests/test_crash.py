@@ -98,7 +98,7 @@ class Extractor:
     def close(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.wait()
 
 
 class Watcher:
@@ -121,15 +121,18 @@ class Watcher:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.01):
-            if not (self._path / "zarr.json").exists():
-                continue
-            try:
-                cache = open_cache(self._path)
-                for video_id in cache.ids():
-                    cache.read(video_id)
-                    self.entries_read += 1
-            except (CacheFormatError, DamagedEntryError, OSError, ValueError) as error:
-                self.problems.append(error)
+            if (self._path / "zarr.json").exists():
+                self._read_all()
+        self._read_all()  # once at least
+
+    def _read_all(self) -> None:
+        try:
+            cache = open_cache(self._path)
+            for video_id in cache.ids():
+                cache.read(video_id)
+                self.entries_read += 1
+        except (CacheFormatError, DamagedEntryError, OSError, ValueError) as error:
+            self.problems.append(error)
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from vis4mer import demo
 from vis4mer.decode.runs.run import open_run
-from vis4mer.demo_clips import (
+from vis4mer.demo import videos as demo
+from vis4mer.demo.clips import (
     CLIP_SECONDS,
     EVENT_SECONDS,
     MIN_GAP_SECONDS,
@@ -227,7 +227,7 @@ def test_a_clip_that_cannot_be_predicted_is_one_line(small_demo, monkeypatch):
     directory, _, _ = small_demo
     failure = SimpleNamespace(source_name="clip.mp4", reason="it is damaged")
     found = SimpleNamespace(predictions=(), failures=(failure,))
-    monkeypatch.setattr("vis4mer.predict.predict_videos", lambda *_, **__: found)
+    monkeypatch.setattr("vis4mer.both.predict.predict_videos", lambda *_, **__: found)
     with pytest.raises(Vis4merError, match=r"clip\.mp4 cannot be predicted \(it is damaged\)"):
         demo.run_demo(directory, num_twins=SMALL, epochs=2, device="cpu")
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from typer.testing import CliRunner
-from vis4mer import demo_long_range
 from vis4mer.cli import app
 from vis4mer.decode.data.plan import WindowPlan
 from vis4mer.decode.decoders import DECODERS, build_decoder
-from vis4mer.demo_long_range import (
+from vis4mer.demo import long_range as demo_long_range
+from vis4mer.demo.long_range import (
     CONTENDERS,
     LEFT_OUT,
     cache_path,
@@ -24,7 +24,7 @@ from vis4mer.demo_long_range import (
     run_path,
     train_contender,
 )
-from vis4mer.demo_tokens import (
+from vis4mer.demo.tokens import (
     CLASSES,
     COUNT_FRAMES,
     EVENT_FRAMES,

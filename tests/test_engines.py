@@ -62,6 +62,14 @@ def asked(tmp_path: Path, monkeypatch, quick) -> ExtractRequest:
     return children.asked_for(children.write_videos(tmp_path / "videos"), tmp_path / "c.zarr")
 
 
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    """A file: until it goes, no process comes to its end."""
+    slow = children.slowly(tmp_path / "videos")
+    slow.touch()
+    return slow
+
+
 def assert_whole(path: Path) -> None:
     """Every video once, with its values, and nothing else."""
     cache = open_cache(path)
@@ -109,7 +117,7 @@ def test_the_command_has_two_processes_give_what_one_gives(tmp_path, monkeypatch
     assert found[0] == found[1]
 
 
-def test_a_killed_process_is_said_and_the_other_does_its_videos(asked, tmp_path):
+def test_a_killed_process_is_said_and_the_other_does_its_videos(asked, slow, tmp_path):
     notes: list[str] = []
     killed: list[int] = []
 
@@ -118,6 +126,7 @@ def test_a_killed_process_is_said_and_the_other_does_its_videos(asked, tmp_path)
             child = multiprocessing.active_children()[0]
             killed.append(child.pid or 0)
             os.kill(killed[0], signal.SIGKILL)
+            slow.unlink()
 
     summary = extract_locally(asked, options=TWO, progress=kill, on_note=notes.append)
     (note,) = notes
@@ -131,7 +140,7 @@ def test_a_killed_process_is_said_and_the_other_does_its_videos(asked, tmp_path)
     assert not list(list_claims(cache.path))
 
 
-def test_a_stop_reaches_all_and_the_same_request_goes_on(asked, tmp_path):
+def test_a_stop_reaches_all_and_the_same_request_goes_on(asked, slow, tmp_path):
     stop = threading.Event()
 
     def stop_soon(progress: ExtractProgress) -> None:
@@ -143,11 +152,13 @@ def test_a_stop_reaches_all_and_the_same_request_goes_on(asked, tmp_path):
     path = tmp_path / "c.zarr"
     assert len(open_cache(path).ids()) == summary.extracted == 16 - summary.left < 16
     nothing_claimed(path)
+    slow.unlink()
     again = extract_locally(asked, options=TWO)
     assert (again.already_there, again.extracted) == (summary.extracted, summary.left)
     assert_whole(path)
 
 
+@pytest.mark.usefixtures("slow")
 def test_ctrl_c_ends_all_and_nothing_stays_claimed(asked, tmp_path):
     def interrupt(progress: ExtractProgress) -> None:
         if progress.frames:
@@ -159,6 +170,7 @@ def test_ctrl_c_ends_all_and_nothing_stays_claimed(asked, tmp_path):
     nothing_claimed(tmp_path / "c.zarr")
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_process_whose_parent_is_gone_lets_go_of_everything(asked, tmp_path, quick):
     path = tmp_path / "c.zarr"
     pipe, its_own = quick.Pipe(duplex=False)

@@ -103,7 +103,9 @@ def fetch(site: Site, folder: Path, *downloads: Published, overwrite: bool = Fal
             for each in downloads
         ]
     }
-    return fetch_annotations("own", folder, published=table, overwrite=overwrite, timeout_seconds=5)
+    return fetch_annotations(
+        "own", folder, published=table, overwrite=overwrite, timeout_seconds=99
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ from vis4mer.extract.sampling import Moments
 from vis4mer.extract.stages.pipeline import fill_cache
 from vis4mer.store.spec import Preprocess
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 class LargeStream(ex.FakeStream):

@@ -15,6 +15,7 @@ from vis4mer.store.errors import Vis4merError
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "CONNECT_SECONDS", 120)  # who answers at all is never late
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -28,9 +29,12 @@ def port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """Taken, so that nobody else comes to listen there, and refusing every connection."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 def test_a_hub_that_answers_is_left_alone(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,9 +44,9 @@ def test_a_hub_that_answers_is_left_alone(port: int, monkeypatch: pytest.MonkeyP
 
 
 def test_a_silent_hub_makes_its_client_offline_for_this_call(
-    monkeypatch: pytest.MonkeyPatch,
+    closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed_port()}/mirror")
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed_port}/mirror")
     with hub_client() as silent:
         assert (silent, constants.HF_HUB_OFFLINE) == ("127.0.0.1", True)
     assert constants.HF_HUB_OFFLINE is False
@@ -90,15 +94,19 @@ def test_a_silent_address_does_not_hide_one_that_answers(
 
 
 @pytest.mark.parametrize("name", ["https_proxy", "ALL_PROXY"])
-def test_behind_a_proxy_nothing_is_tried(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_behind_a_proxy_nothing_is_tried(
+    name: str, closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, "http://proxy:1")
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed_port}")
     with hub_client() as silent:
         assert (silent, constants.HF_HUB_OFFLINE) == (None, False)
 
 
-def test_the_error_is_whole_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed_port()}")
+def test_the_error_is_whole_and_says_what_to_do(
+    closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed_port}")
     with pytest.raises(Vis4merError) as refusal:
         timm_models.load_timm("vit_tiny_patch16_224.augreg_in21k", "hub", None)
     assert "from the hub (127.0.0.1 does not answer, and they are not among earlier" in str(

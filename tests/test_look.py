@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from token_batches import padded, token_batch
 from typer.testing import CliRunner
-from vis4mer import look as looking
+from vis4mer.both import look as looking
+from vis4mer.both.look import predict_and_draw
+from vis4mer.both.predict import predict_videos
 from vis4mer.cli import app
 from vis4mer.decode.config import DecoderConfig, TrainConfig
 from vis4mer.decode.data.clips import Clip, collate, shuffled_order
@@ -29,8 +31,6 @@ from vis4mer.decode.judging.predict import EntryPrediction, WindowPrediction, pr
 from vis4mer.decode.runs.run import Run, open_run
 from vis4mer.decode.train import train_decoder
 from vis4mer.extract.request import ExtractRequest, extract_videos
-from vis4mer.look import predict_and_draw
-from vis4mer.predict import predict_videos
 from vis4mer.store.cache import Cache, open_cache
 from vis4mer.store.errors import UsageError
 from vis4mer.store.views import TokenView

@@ -14,12 +14,12 @@ import media
 import numpy as np
 import pytest
 from PIL import Image
+from vis4mer.both.look import read_pictures
 from vis4mer.decode.judging import look_figure
 from vis4mer.decode.judging.look import WindowLook
 from vis4mer.decode.judging.look_figure import draw_look, fitted, over_pixels, shown_places
 from vis4mer.decode.judging.predict import EntryPrediction, WindowPrediction
 from vis4mer.extract.sources import VideoSource
-from vis4mer.look import read_pictures
 from vis4mer.store.cache import Cache, create_cache
 from vis4mer.store.errors import Vis4merError
 from vis4mer.store.spec import Preprocess, Sampling

@@ -11,10 +11,11 @@ import pytest
 from caches import make_cache, make_spec
 from typer.testing import CliRunner
 from vis4mer.cli import app
-from vis4mer.store.cache import Cache, create_cache, open_cache, spec_bytes
+from vis4mer.store.cache import Cache, create_cache, open_cache
+from vis4mer.store.directory import spec_bytes
 from vis4mer.store.errors import CacheFormatError
 from vis4mer.store.files import parse_json, seal
-from vis4mer.store.lost_spec import open_to_repair
+from vis4mer.store.mending.lost_spec import open_to_repair
 from vis4mer.store.pooling import pool_cache
 from vis4mer.store.repair import repair_cache
 from vis4mer.store.transfer.pull import pull_cache

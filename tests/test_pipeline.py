@@ -16,7 +16,7 @@ from vis4mer.store.cache import open_cache
 from vis4mer.store.errors import FingerprintError, UsageError, Vis4merError
 from vis4mer.store.verify import verify_cache
 
-pytestmark = pytest.mark.timeout(60)  # a deadlock fails soon
+pytestmark = pytest.mark.timeout(120)  # a deadlock fails soon
 
 LENGTHS = {"one": 1, "seven": 7, "eight": 8, "nine": 9, "hundred": 100}
 
@@ -374,7 +374,7 @@ def test_progress_tells_how_far_it_is(folder: Path, tmp_path: Path) -> None:
 
 def test_frames_in_memory_are_bounded_however_long_the_video(tmp_path: Path) -> None:
     """A backbone that waits until reading can go no further meets a bounded lead."""
-    ex.write_video(tmp_path / "v", "long", 3000)
+    ex.write_video(tmp_path / "v", "long", 600)
     backbone, batch_size, backbone_threads = ex.grey_backbone(), 4, 2
     read, encoded, leads = [0], [0], []
     lock, moved = threading.Lock(), threading.Condition()
@@ -404,7 +404,7 @@ def test_frames_in_memory_are_bounded_however_long_the_video(tmp_path: Path) -> 
         batch_size=batch_size,
         backbone_threads=backbone_threads,
     )
-    ex.assert_entry(cache, "long.mp4", 3000)
+    ex.assert_entry(cache, "long.mp4", 600)
     # two batches an encoder wait, one an encoder is being encoded, the reader holds a part and a
     # batch of its own (5 frames)
     assert max(leads) <= 3 * batch_size * backbone_threads + batch_size + 5

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import servers
 from vis4mer.store.errors import UsageError
-from vis4mer.store.remote import objects, retry
+from vis4mer.store.remote import objects, retry, stores
 from vis4mer.store.remote.place import (
     MissingObjectError,
     Place,
@@ -72,7 +72,7 @@ def test_tries_are_counted(site: servers.Site, fault: servers.Fault) -> None:
 def test_a_stalled_server_is_not_waited_for(
     site: servers.Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(stores, "SILENCE_SECONDS", 0.2)
     monkeypatch.setattr(servers, "STALL_SECONDS", 1.0)
     place = shelf(site)
     site.faults[:] = ["silent"]

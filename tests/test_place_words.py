@@ -6,7 +6,7 @@ from vis4mer.store.remote.place import RemoteError
 
 obstore = pytest.importorskip("obstore")
 
-from vis4mer.store.remote import objects  # noqa: E402 - needs obstore
+from vis4mer.store.remote import stores  # noqa: E402 - needs obstore
 from vis4mer.store.remote.objects import open_objects  # noqa: E402
 
 
@@ -55,9 +55,9 @@ def test_a_plain_endpoint_is_refused_once_until_it_is_allowed(monkeypatch):
     with pytest.raises(RemoteError, match=r"plain http.*set AWS_ALLOW_HTTP=true") as refused:
         open_objects("s3://b/x", writable=False).size("zarr.json")
     assert "tried" not in str(refused.value)
-    assert not objects._may_be_plain()
+    assert not stores.may_be_plain("s3")
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    assert objects._may_be_plain()
+    assert stores.may_be_plain("s3")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # where nobody listens
     monkeypatch.setenv("AWS_ALLOW_HTTP", "false")
-    assert objects._may_be_plain()
+    assert stores.may_be_plain("s3")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import real_servers
 import servers
 from vis4mer.store.errors import UsageError
 from vis4mer.store.remote import place as places
@@ -27,38 +27,35 @@ from vis4mer.store.remote.place import (
     open_place,
 )
 
-KINDS = ("local", "s3", "swift", "sftp", "hub")
-NEEDS = {
-    "s3": ("obstore", "moto", "flask_cors"),
-    "swift": ("obstore", "boto3"),
-    "sftp": ("paramiko",),
-    "web": ("obstore",),
-    "nginx": ("obstore",),
-}
+BUCKETS = ("s3", "swift", "google", "azure")
+KINDS = ("local", *BUCKETS, "sftp", "openssh", "hub")
 DATA = bytes(range(256)) * 4
 Put = Callable[[str, bytes], Any]
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[servers.Bucket]:
-    skip_without("s3")
-    with servers.s3_server() as bucket:
-        yield bucket
+def bucket_of(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], servers.Bucket]]:
+    """kind → a bucket, of a server that is started when it is asked for first."""
+    with ExitStack() as stack:
+
+        @cache
+        def start(kind: str) -> servers.Bucket:
+            return stack.enter_context(real_servers.bucket_of(kind, tmp_path_factory.mktemp(kind)))
+
+        yield start
 
 
 @pytest.fixture(scope="module")
-def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Bucket]:
-    programs = servers.swift_programs()
-    if programs is None:
-        pytest.skip("swift is not installed")
-    with servers.swift_server(programs, tmp_path_factory.mktemp("swift")) as bucket:
-        yield bucket
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[real_servers.OpenSsh]:
+    with real_servers.openssh_server(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
 
 
 def skip_without(kind: str) -> None:
-    for name in NEEDS.get(kind, ()):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed")
+    if (reason := real_servers.why_not(kind)) is not None:
+        pytest.skip(reason)
 
 
 @pytest.fixture
@@ -76,6 +73,8 @@ def opened(
                 return open_place(f"{site.url}/shelf"), put
             if kind == "nginx":
                 return behind_nginx(stack, tmp_path)
+            if kind == "fake_gcs":
+                return at_fake_gcs(stack, monkeypatch)
             place = open_place(address(kind), writable=True)
             return place, place.put
 
@@ -84,13 +83,17 @@ def opened(
                 return str(tmp_path / "shelf")
             if kind == "sftp":
                 (tmp_path / "there").mkdir()
-                host = servers.sftp_server(tmp_path / "there", tmp_path / "home")
+                paramikos = servers.sftp_server(tmp_path / "there", tmp_path / "home")
                 monkeypatch.setenv("HOME", str(tmp_path / "home"))
-                return f"{stack.enter_context(host).address}/data/shelf"
+                return f"{stack.enter_context(paramikos).address}/data/shelf"
             if kind == "hub":
                 use_hub(stack.enter_context(servers.hub_server()), monkeypatch)
                 return "hf://datasets/team/tokens/shelf"
-            bucket = request.getfixturevalue(kind)
+            if kind == "openssh":
+                host = request.getfixturevalue("sshd")
+                monkeypatch.setenv("HOME", str(host.home))
+                return f"{host.address}{tmp_path}/shelf"
+            bucket = request.getfixturevalue("bucket_of")(kind)
             for name, value in bucket.environment.items():
                 monkeypatch.setenv(name, value)
             return f"{bucket.url}/{tmp_path.name}/shelf"
@@ -99,12 +102,18 @@ def opened(
 
 
 def behind_nginx(stack: ExitStack, tmp_path: Path) -> tuple[Place, Put]:
-    if shutil.which("nginx") is None:
-        pytest.skip("nginx is not installed")
     (tmp_path / "www/shelf").mkdir(parents=True)
     url = stack.enter_context(servers.nginx_server(tmp_path / "www", tmp_path / "nginx"))
     put = open_place(str(tmp_path / "www/shelf"), writable=True).put
     return open_place(f"{url}/shelf"), put
+
+
+def at_fake_gcs(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> tuple[Place, Put]:
+    server = stack.enter_context(real_servers.fake_gcs_server())
+    for name, value in server.bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    place = open_place(f"{server.bucket.url}/shelf")
+    return place, lambda key, data: server.put(f"shelf/{key}", data)
 
 
 def use_hub(hub: servers.FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +125,8 @@ def use_hub(hub: servers.FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 writable = pytest.mark.parametrize("kind", KINDS)
-readable = pytest.mark.parametrize("kind", [*KINDS, "web", "nginx"])
+readable = pytest.mark.parametrize("kind", [*KINDS, "web", "nginx", "fake_gcs"])
+listed = pytest.mark.parametrize("kind", [*KINDS, "fake_gcs"])
 
 
 @readable
@@ -295,7 +305,7 @@ def test_a_listing_without_modes_is_no_crash(monkeypatch: pytest.MonkeyPatch) ->
     assert list(place.list("")) == []
 
 
-@writable
+@listed
 def test_listing_a_folder(opened: Any, kind: str) -> None:
     place, put = opened(kind)
     assert list(place.list("")) == []
@@ -333,7 +343,7 @@ def test_a_large_object_passes_in_small_blocks(opened: Any, kind: str, tmp_path:
     place, put = opened(kind)
     large = (b"%07d\n" * 8) % tuple(range(8)) * (20 << 14)  # 20 MiB
     (tmp_path / "large").write_bytes(large)
-    if kind in ("web", "nginx"):
+    if kind in ("web", "nginx", "fake_gcs"):
         put("large", large)
     else:
         place.put("large", tmp_path / "large")
@@ -501,16 +511,19 @@ def test_who_learns_late_of_a_broken_connection_ends_no_other(
 ) -> None:
     asked, answered = threading.Event(), threading.Event()
 
-    class SlowFile(type(tmp_path)):
-        def open(self, *args: Any, **kwargs: Any) -> Any:
+    class SlowBytes(io.BytesIO):
+        def read(self, *args: Any) -> bytes:
             asked.set()
             answered.wait()
-            return super().open(*args, **kwargs)
+            return super().read(*args)
 
-    (tmp_path / "source").write_bytes(DATA)
+    class SlowFile(type(tmp_path)):
+        def open(self, *_: Any, **__: Any) -> Any:
+            return SlowBytes(DATA)
+
     place = open_place(f"{host.address}/x", writable=True)
     with ThreadPoolExecutor(1) as late:
-        put = late.submit(place.put, "late", SlowFile(tmp_path / "source"))
+        put = late.submit(place.put, "late", SlowFile(tmp_path))
         asked.wait()
         host.break_connections()
         place.put("early", DATA)

@@ -10,7 +10,15 @@ from pathlib import Path
 import media
 import numpy as np
 import pytest
-from vis4mer import predict
+from vis4mer.both import predict
+from vis4mer.both.predict import (
+    StreamedFrame,
+    StreamedVideo,
+    load_backbone_of,
+    predict_videos,
+    stream_video,
+    stream_videos,
+)
 from vis4mer.decode.config import DecoderConfig, TrainConfig
 from vis4mer.decode.judging.predict import predict_entries
 from vis4mer.decode.runs.run import Run, open_run
@@ -21,14 +29,6 @@ from vis4mer.extract.readers import VideoError, get_reader
 from vis4mer.extract.request import ExtractRequest, extract_videos
 from vis4mer.extract.sources import resolve_sources
 from vis4mer.extract.stages.pipeline import fill_cache
-from vis4mer.predict import (
-    StreamedFrame,
-    StreamedVideo,
-    load_backbone_of,
-    predict_videos,
-    stream_video,
-    stream_videos,
-)
 from vis4mer.store.cache import create_cache, open_cache
 from vis4mer.store.errors import CacheFormatError, FingerprintError, UsageError, Vis4merError
 from vis4mer.store.files import seal

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import threading
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from vis4mer.extract.stages.steps import STAGE_OF, STAGES, WAITS, Steps, StepTim
 from vis4mer.store.errors import UsageError
 from vis4mer.store.files import StorageError
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 LENGTHS = {"one": 1, "seven": 7, "eight": 8, "nine": 9, "hundred": 100}
 NUM_FRAMES = 125
 
@@ -56,7 +57,8 @@ def test_every_frame_is_accounted_for_and_no_thread_does_two_things(
     folder: Path, tmp_path: Path, stored_dtype: str
 ) -> None:
     cache = ex.grey_cache(tmp_path / "c.zarr", stored_dtype=stored_dtype, grids=(1,))
-    summary = fill_cache(
+    before = time.monotonic()
+    fill_cache(
         ex.videos(folder),
         cache,
         ex.grey_backbone(),
@@ -66,6 +68,7 @@ def test_every_frame_is_accounted_for_and_no_thread_does_two_things(
         backbone_threads=2,
         profile=tmp_path / "p.json",
     )
+    seconds = time.monotonic() - before
     events, names = read_trace(tmp_path / "p.json")
     assert sorted(names.values()) == [
         "backbone-0", "backbone-1", "reading-0", "reading-1", "writing-0",
@@ -80,7 +83,7 @@ def test_every_frame_is_accounted_for_and_no_thread_does_two_things(
         for (_, ended), (began, _) in itertools.pairwise(spans):
             assert began >= ended - 0.002  # microseconds; the file has three decimals
         assert spans[0][0] >= 0
-        assert spans[-1][1] / 1e6 <= summary.seconds + 0.001
+        assert spans[-1][1] / 1e6 <= seconds
     expected = {f"{name}.mp4": frames for name, frames in LENGTHS.items()}
     for step in ("decode", "resize", "write"):
         assert frames_by_video(events, step) == expected

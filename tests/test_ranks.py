@@ -170,11 +170,11 @@ def trained(tmp_path_factory):
             cache, config, folder / "begun-by-one", progress=rank_runs.stop_after_one_epoch
         )
     here = str(Path(__file__).with_name("rank_runs.py"))
-    processes = rank_runs.begin(*[[here, str(folder)]] * 2)
-    for name in rank_runs.DECODERS:
-        train_decoder(cache, rank_config(name), folder / "one" / name)
-    pretrain(cache, rank_runs.pretrain_config(), folder / "one" / "encoder")
-    said = rank_runs.ended(processes)
+    with rank_runs.begun(*[[here, str(folder)]] * 2) as processes:
+        for name in rank_runs.DECODERS:
+            train_decoder(cache, rank_config(name), folder / "one" / name)
+        pretrain(cache, rank_runs.pretrain_config(), folder / "one" / "encoder")
+        said = rank_runs.said_by(processes)
     train_decoder(cache, config, folder / "begun-by-two")
     return folder, said
 
@@ -252,9 +252,9 @@ def test_an_error_of_one_process_ends_all_and_is_told_once(tmp_path):
     cache = make_cache(tmp_path, num_videos=8)
     command = ["-m", "vis4mer", "train-decoder", "--task", "toy/label", "--device", "cpu"]
     command += ["--run", str(tmp_path / "run"), "--cache"]
-    (code, out, said), (other_code, other_out, other_said) = rank_runs.ended(
-        rank_runs.begin([*command, str(cache.path)], [*command, str(tmp_path / "nowhere.zarr")])
-    )
+    nowhere = str(tmp_path / "nowhere.zarr")
+    with rank_runs.begun([*command, str(cache.path)], [*command, nowhere]) as processes:
+        (code, out, said), (other_code, other_out, other_said) = rank_runs.said_by(processes)
     assert code == other_code == 2
     assert said.startswith("error: process 1: ")
     assert "nowhere.zarr" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -14,14 +15,16 @@ from pathlib import Path
 import extraction as ex
 import pytest
 from media import write_clip
+from ray_backbone import BATCH_SECONDS
 from vis4mer.extract import request
 from vis4mer.extract.engines import crew as crew_module
 from vis4mer.extract.engines.actor import Actor, Begun, Post, Report, Trouble
 from vis4mer.extract.engines.base import EngineOptions, engine_named
-from vis4mer.extract.engines.cluster import Need, joined_cluster, need_of
+from vis4mer.extract.engines.cluster import CLIENT_TRIES, joined_cluster
 from vis4mer.extract.engines.crew import Crew
 from vis4mer.extract.engines.dealing import MAX_DEATHS, MOST_AT_ONCE, Dealer
 from vis4mer.extract.engines.deaths import let_go
+from vis4mer.extract.engines.places import Need, Place, need_of
 from vis4mer.extract.request import ExtractRequest
 from vis4mer.extract.sources import VideoSource
 from vis4mer.extract.stages.feeding import Feed, Receipt
@@ -163,31 +166,50 @@ def test_a_limit_is_of_attempts():
 # Room ----------------------------------------------------------------------------------------
 
 
+SMALL = {"node:10.0.0.1": 1.0, "node:__internal_head__": 1.0, "CPU": 8.0, "GPU": 2.0}
+LARGE = {"node:10.0.0.2": 1.0, "CPU": 64.0, "GPU": 1.0}
+
+
+def on(node: str, cores: float, gpus: int = 1) -> Place:
+    return Place(gpus=gpus, cores=cores, machine=node and f"node:10.0.0.{node}")
+
+
 @pytest.mark.parametrize(
-    ("nodes", "options", "need", "count"),
+    ("nodes", "options", "places"),
     [
-        ([NODE, NODE], {}, Need(gpus=1, cores=4), 4),
-        ([NODE, {"CPU": 64.0}], {}, Need(gpus=1, cores=4), 2),
-        ([{"CPU": 2.0, "GPU": 4.0}], {}, Need(gpus=1, cores=0.5), 4),
-        ([NODE, NODE], {"workers": 3}, Need(gpus=1, cores=3), 4),
-        ([NODE, NODE], {"processes": 3}, Need(gpus=1, cores=4, most=3), 3),
-        ([NODE], {"device": "cpu"}, Need(gpus=0, cores=8), 1),
-        ([{"CPU": 64.0}, {"CPU": 8.0}], {}, Need(gpus=0, cores=8), 9),
-        ([{"CPU": 8.0}, {"CPU": 8.0}], {"processes": 3}, Need(gpus=0, cores=4, most=3), 3),
-        ([{"CPU": 2.0}], {"processes": 4}, Need(gpus=0, cores=0.5, most=4), 4),
-        ([{"memory": 1.0}], {}, Need(gpus=0, cores=1), 0),
-        ([{"CPU": 8.0}], {"device": "cuda"}, Need(gpus=1, cores=1), 0),
+        ([NODE, NODE], {}, {on("", 4): 4}),
+        ([NODE, {"CPU": 64.0}], {}, {on("", 4): 2}),
+        ([SMALL, LARGE], {}, {on("1", 4): 2, on("2", 64): 1}),
+        ([{"CPU": 2.0, "GPU": 4.0}], {}, {on("", 0.5): 4}),
+        ([{"CPU": 0.0, "GPU": 4.0}], {}, {}),
+        ([NODE, NODE], {"workers": 3}, {on("", 3): 4}),
+        ([SMALL, LARGE], {"workers": 16}, {on("1", 4): 2, on("2", 16): 1}),
+        ([SMALL, LARGE], {"processes": 2}, {on("1", 4): 2, on("2", 64): 1}),
+        ([SMALL, LARGE], {"processes": 5}, {on("1", 4): 2, on("2", 64): 1, on("", 4): 2}),
+        ([SMALL], {"device": "cpu"}, {on("1", 8, 0): 1}),
+        ([SMALL, LARGE], {"device": "cpu"}, {on("1", 8, 0): 1, on("2", 64, 0): 1}),
+        ([{"CPU": 8.0}, {"CPU": 8.0}], {"processes": 3}, {on("", 4, 0): 3}),
+        ([{"CPU": 2.0}], {"processes": 4}, {on("", 0.5, 0): 4}),
+        ([{"memory": 1.0}], {}, {}),
+        ([{"CPU": 8.0}], {"device": "cuda"}, {}),
     ],
 )
-def test_what_a_worker_needs_and_how_many_there_are(nodes, options, need, count):
-    found = need_of(nodes, **{"device": "auto", "processes": None, "workers": None, **options})
-    assert found == need
-    assert found.count(nodes) == count
+def test_where_workers_are_to_be(nodes, options, places):
+    need = need_of(nodes, **{"device": "auto", "processes": None, "workers": None, **options})
+    assert need.places(nodes) == places
 
 
 def test_a_machine_that_joins_has_room_for_more():
     need = need_of([NODE], device="auto", processes=None, workers=None)
-    assert [need.count([NODE] * n) for n in (0, 1, 3)] == [0, 2, 6]
+    assert [need.places([NODE] * n).total() for n in (0, 1, 3)] == [0, 2, 6]
+    # Also one with fewer cores for a GPU than those before it.
+    assert need.places([NODE, {"CPU": 1.0, "GPU": 1.0}])[on("", 1)] == 1
+
+
+def test_what_ray_is_asked_for():
+    pinned = {"node:10.0.0.1": 0.001}
+    assert on("1", 4).options == {"num_gpus": 1, "num_cpus": 4, "resources": pinned}
+    assert on("", 0.5, 0).options == {"num_gpus": 0, "num_cpus": 0.5, "resources": {}}
 
 
 @pytest.mark.parametrize("address", ["nowhere", "http://host:1", "host:port", "ray://", "h:99999"])
@@ -200,6 +222,67 @@ def test_an_address_that_is_none(address):
 def test_without_ray_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install '\.\[ray\]'"), joined_cluster("local"):
+        pass
+
+
+class MadeUpError(Exception):
+    """As Ray's own."""
+
+
+class RefusingRay:
+    """`init` ends with these errors, one after the other, then well."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.exceptions = type("exceptions", (), {"RayError": MadeUpError})
+        self.errors = list(errors)
+        self.joined = False
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **_) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.joined = True
+
+    def shutdown(self) -> None:
+        self.joined = False
+
+
+HUNG = ConnectionError(
+    "Initialization failure from server:\nTraceback (most recent call last):\n  File x\n"
+    "RuntimeError: Starting Ray client server failed.\n"
+)
+
+
+def test_a_client_server_that_hangs_is_asked_again(monkeypatch):
+    ray = RefusingRay(*[HUNG] * (CLIENT_TRIES - 1))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with joined_cluster("local") as joined:
+        assert joined.joined
+    assert not ray.joined
+    ray.errors += [HUNG] * CLIENT_TRIES
+    with (
+        pytest.raises(
+            UsageError, match=r"joined \(RuntimeError: Starting Ray client server failed"
+        ),
+        joined_cluster("local"),
+    ):
+        pass
+    assert not ray.errors
+
+
+@pytest.mark.parametrize("error", [ConnectionError("timeout"), MadeUpError("wrong token")])
+def test_a_cluster_that_may_ask_for_a_token(monkeypatch, error):
+    monkeypatch.setitem(sys.modules, "ray", RefusingRay(error, error))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with pytest.raises(UsageError, match="RAY_AUTH_MODE=token before"), joined_cluster("auto"):
+        pass
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with (
+        pytest.raises(UsageError, match=r"\((timeout|wrong token)\).*local$"),
+        joined_cluster("auto"),
+    ):
         pass
 
 
@@ -371,10 +454,6 @@ def test_a_feed_and_a_limit_do_not_go_together(tmp_path):
 # The crew, on a cluster that is made up ------------------------------------------------------
 
 
-class MadeUpError(Exception):
-    """As Ray's own."""
-
-
 class MadeUpRay:
     """Calls are done when they are waited for, in this process. `dies`: by the number of a worker,
     after how many calls it is dead; `nodes_there`: what the cluster has."""
@@ -383,6 +462,7 @@ class MadeUpRay:
         self.exceptions = type("exceptions", (), {"RayError": MadeUpError})
         self.num_gpus = num_gpus
         self.dies = dies or {}
+        self.asked: list[dict[str, object]] = []
         self.made: list[MadeUpWorker] = []
         self.killed: list[MadeUpWorker] = []
 
@@ -392,11 +472,15 @@ class MadeUpRay:
     def available_resources(self):
         return {}
 
-    def remote(self, **_):
-        def of_class(_):
-            return type("Made", (), {"remote": staticmethod(self.make)})
+    def remote(self, _):
+        made = type("Made", (), {"remote": staticmethod(self.make)})
+        return type(
+            "OfClass", (), {"options": staticmethod(lambda **options: self.note(options, made))}
+        )
 
-        return of_class
+    def note(self, options, made):
+        self.asked.append(options)
+        return made
 
     def make(self, post: Post):
         self.made.append(MadeUpWorker(self, len(self.made), post))
@@ -463,7 +547,7 @@ def made_up_crew(tmp_path, ray: MadeUpRay, count: int, monkeypatch, **options) -
     monkeypatch.setattr(crew_module, "HIRE_SECONDS", 0.0)
     asked = ExtractRequest(cache=tmp_path / "c.zarr")
     post = Post(asked=asked, cores=1, mark=tmp_path, folders=())
-    return Crew(ray, post, Need(gpus=1, cores=1.0), sources(count), **options)
+    return Crew(ray, post, Need(gpus=1), sources(count), **options)
 
 
 def work_to_the_end(crew: Crew) -> None:
@@ -503,6 +587,25 @@ def test_a_machine_that_joins_is_put_to_work(tmp_path, monkeypatch):
     assert crew.summary().extracted == 40
     assert len(ray.made) == 3
     assert all(worker.done for worker in ray.made)
+
+
+def test_a_worker_has_the_cores_of_its_machine_and_waits_for_no_machine_that_is_gone(
+    tmp_path, monkeypatch
+):
+    ray = MadeUpRay(0)
+    nodes = [{"Alive": True, "Resources": resources} for resources in (SMALL, LARGE)]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    crew = made_up_crew(tmp_path, ray, 9, monkeypatch)
+    monkeypatch.setattr(ray, "wait", lambda calls, **_: ([], calls))  # nobody has begun
+    with crew:
+        crew.look()
+        assert [worker.post.cores for worker in ray.made] == [4, 4, 64]
+        assert [asked["num_cpus"] for asked in ray.asked] == [4, 4, 64]
+        assert ray.asked[2]["resources"] == {"node:10.0.0.2": 0.001}
+        nodes.pop()
+        crew.look()
+        assert ray.killed == ray.made[2:]
+        assert len(ray.made) == 3
 
 
 def test_a_stop_leaves_what_nobody_has_begun(tmp_path, monkeypatch):
@@ -669,3 +772,39 @@ def test_a_real_cluster_fills_a_cache_while_a_worker_is_killed(tmp_path, monkeyp
     assert not verify_cache(cache, "full").problems
     assert not list(list_claims(cache.path))
     assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_a_client_of_a_cluster_fills_a_cache(tmp_path, monkeypatch):
+    """By ray://, from a process that is no part of it."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv(BATCH_SECONDS, "0")
+    from ray.cluster_utils import Cluster
+
+    (tmp_path / "videos").mkdir()
+    for i in range(4):
+        write_clip(tmp_path / "videos" / f"{i}.mp4", num_frames=20)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    head = {"num_cpus": 3, "num_gpus": 1, "ray_client_server_port": port}
+    cluster = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
+    try:
+        summary = engine_named("ray")(
+            ExtractRequest(
+                inputs=[str(tmp_path / "videos")],
+                cache=tmp_path / "c.zarr",
+                backbone="ray_backbone:slow_grey",
+                weights="random:0",
+                fps=5,
+            ),
+            options=EngineOptions(address=f"ray://127.0.0.1:{port}"),
+        )
+    finally:
+        cluster.shutdown()
+    assert (summary.extracted, summary.failures, summary.left) == (4, (), 0)
+    cache = open_cache(tmp_path / "c.zarr")
+    assert len(cache) == 4
+    assert not verify_cache(cache, "full").problems

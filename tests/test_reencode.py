@@ -10,19 +10,19 @@ import media
 import numpy as np
 import pytest
 from entries import edit_spec, flip, shard
-from vis4mer import reencode
-from vis4mer.extract.backbones.loading import cache_spec, load_backbone
-from vis4mer.extract.readers import get_reader
-from vis4mer.extract.request import ExtractRequest, extract_videos
-from vis4mer.extract.sources import VideoSource
-from vis4mer.extract.stages.pipeline import fill_cache
-from vis4mer.reencode import (
-    compare_entries,
+from vis4mer.both import compare, reencode
+from vis4mer.both.compare import compare_entries
+from vis4mer.both.reencode import (
     default_tolerance,
     extract_again,
     reencode_sample,
     require_again,
 )
+from vis4mer.extract.backbones.loading import cache_spec, load_backbone
+from vis4mer.extract.readers import get_reader
+from vis4mer.extract.request import ExtractRequest, extract_videos
+from vis4mer.extract.sources import VideoSource
+from vis4mer.extract.stages.pipeline import fill_cache
 from vis4mer.store.cache import Cache, create_cache, open_cache
 from vis4mer.store.digest import digest_cache
 from vis4mer.store.errors import FingerprintError, UsageError
@@ -122,8 +122,8 @@ def test_what_is_no_number_is_not_the_same() -> None:
     new = stored.copy()
     new[1, 2, 0] = np.nan
     new[2, 0, 0] = np.inf
-    found = [reencode._relative_distance(a, b) for a, b in ((stored, new), (new, stored))]
-    for distances in (*found, reencode._relative_distance(new, new)):
+    found = [compare._relative_distance(a, b) for a, b in ((stored, new), (new, stored))]
+    for distances in (*found, compare._relative_distance(new, new)):
         assert distances[0] == 0
         assert (distances[1:] > 1e300).all()
         assert np.isfinite(distances).all()  # as JSON needs it

@@ -15,11 +15,12 @@ from entries import edit_record, flip, make_tokens, record_file, shard, tree, wr
 from killing import in_child, kill_at
 from typer.testing import CliRunner
 from vis4mer.cli import app
-from vis4mer.store import mend_files, repair
+from vis4mer.store import repair
 from vis4mer.store.cache import open_cache
 from vis4mer.store.digest import digest_cache
 from vis4mer.store.errors import FingerprintError
-from vis4mer.store.mending import Mending
+from vis4mer.store.mending import files as mend_files
+from vis4mer.store.mending.steps import Mending
 from vis4mer.store.packing import pack_cache
 from vis4mer.store.pooling import pool_cache
 from vis4mer.store.remote.place import RemoteError

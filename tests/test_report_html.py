@@ -11,6 +11,7 @@ import pytest
 from media import number_of, write_clip, zero_middle
 from page_runs import judged, make_timeline, write_run
 from PIL import Image
+from vis4mer.both.report_page import find_video, read_stills, report_page
 from vis4mer.decode.config import load_config
 from vis4mer.decode.report.examples import VideoStretch, choose_examples, read_examples
 from vis4mer.decode.report.figures import MAX_IDS, SeedCurve, confusion, ranges
@@ -19,7 +20,6 @@ from vis4mer.decode.report.table import build_report
 from vis4mer.decode.runs.runlog import EpochMetrics
 from vis4mer.decode.runs.timelines import write_timelines
 from vis4mer.extract.annotations.index import VideoIndex
-from vis4mer.report_page import find_video, read_stills, report_page
 from vis4mer.store.errors import UsageError
 from vis4mer.store.wording import visible
 

@@ -80,6 +80,7 @@ def test_the_command_says_what_was_said():
         (["--worker", "1/2"], "--worker: the script says it itself"),
         (["--engine", "inline"], "--engine"),
         (["--time", "soon"], "--time 'soon'"),
+        (["--time", "4:59"], "--time 4:59: a task would be told to stop"),
         (["--mem", "much"], "--mem 'much'"),
         (["--partition", "a\n#SBATCH --exclusive"], "--partition"),
         (["--account", "a b"], "--account 'a b'"),
@@ -96,6 +97,11 @@ def test_what_would_fail_in_the_queue_fails_here(arguments, words):
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert words in line
+
+
+@pytest.mark.parametrize("time", ["0", "5", "5:00", "0:05:00", "0-0:05", "1-0"])
+def test_a_time_that_is_long_enough(time):
+    assert f"--time={time}" in header(script("v.csv", "--cache", "c.zarr", "--time", time))
 
 
 def test_an_array_of_no_videos_is_refused():
@@ -121,11 +127,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def scontrol(folder: Path) -> Path:
-    """A folder of tools, with one of this name that writes down what it is told."""
+    """A folder of tools, with one of this name that writes down what it is told, and shows of a job
+    what is in the file `job`."""
     tools = folder.parent / "tools"
     tools.mkdir(exist_ok=True)
+    (tools / "job").touch()
     tool = tools / "scontrol"
-    tool.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(tools / "told"))}\n')
+    tool.write_text(
+        f"#!/bin/sh\ncd {shlex.quote(str(tools))}\n"
+        '[ "$1 $2" = "show job" ] && exec cat job\necho "$@" >> told\n'
+    )
     tool.chmod(0o755)
     return tools
 
@@ -187,6 +198,44 @@ def test_a_signal_is_passed_on_and_what_was_stopped_is_requeued(stand_in, folder
     asked = ["-P", "-m", "vis4mer", "extract", "--worker", "slurm", NASTY, "--cache", "c.zarr"]
     assert (stand_in / "called").read_text().splitlines() == [str(folder), *asked]
     assert not list(stand_in.rglob("owned"))
+
+
+# As SLURM 22.05 shows a job while its script handles the signal.
+SHOWN = """JobId={number} ArrayJobId=77 ArrayTaskId=2 JobName=vis4mer-extract
+   UserId=me(1000) GroupId=me(1000) MCS_label=N/A
+   JobState={state} Reason={reason} Dependency=(null)
+   Requeue=1 Restarts=0 BatchFlag=1 Reboot=0 ExitCode=0:0
+   StartTime=2026-11-21T19:56:53 EndTime=2026-11-21T19:57:01 Deadline=N/A
+{more}   SuspendTime=None SecsPreSuspend=0 LastSchedEval=2026-11-21T19:56:53 Scheduler=Main
+"""
+PREEMPTED = "   PreemptEligibleTime=2026-11-21T19:56:53 PreemptTime=2026-11-21T19:57:01\n"
+ELIGIBLE = "   PreemptEligibleTime=2026-11-21T19:56:53 PreemptTime=None\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "more", "requeued"),
+    [
+        pytest.param("RUNNING", "None", "", True, id="told by hand"),
+        pytest.param("SIGNALING", "None", ELIGIBLE, True, id="told before its time ends"),
+        pytest.param("COMPLETING", "TimeLimit", "", True, id="at the end of its time"),
+        pytest.param("COMPLETING", "None", PREEMPTED, True, id="a preemption that cancels"),
+        pytest.param("COMPLETING", "None", "", False, id="cancelled, or requeued by SLURM"),
+        pytest.param("COMPLETING", "None", ELIGIBLE, False, id="cancelled where preemption is"),
+        pytest.param("CANCELLED", "None", "", False, id="cancelled"),
+    ],
+)
+def test_a_task_that_is_cancelled_does_not_come_back(
+    stand_in, folder, state, reason, more, requeued
+):
+    (stand_in / "code").write_text("1")
+    task = begin(script(NASTY, "--cache", "c.zarr", "--gpus", 0), folder, 2)
+    wait_for((stand_in / "ready").exists)
+    shown = SHOWN.format(number=78, state=state, reason=reason, more=more)
+    (stand_in / "tools" / "job").write_text(shown)
+    task.send_signal(signal.SIGTERM)
+    task.communicate(timeout=60)
+    assert task.returncode == 1
+    assert told(folder) == (["requeue 77_2"] if requeued else [])
 
 
 def test_a_signal_that_comes_before_there_is_anybody_to_hear_it(stand_in, folder):

@@ -55,7 +55,8 @@ for line in sys.stdin:
             status = 0
         finally:
             os._exit(status)
-    _, status = os.waitpid(child, os.WUNTRACED)
+    # Somebody else may stop it for a while; that counts only where it is to stop itself.
+    _, status = os.waitpid(child, os.WUNTRACED if "SIGSTOP" in line else 0)
     if os.WIFSTOPPED(status):
         print("stopped", flush=True)
         sys.stdin.readline()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import real_servers
 import servers
 from caches import make_cache, make_spec, write_tokens
 from vis4mer.store.cache import Cache, create_cache, open_cache
@@ -31,14 +30,7 @@ from vis4mer.store.transfer.selection import Selection
 from vis4mer.store.verify import verify_cache
 
 pytestmark = pytest.mark.timeout(120)
-NEEDS = {
-    "s3": ("obstore", "moto", "flask_cors"),
-    "swift": ("obstore", "boto3"),
-    "sftp": ("paramiko",),
-    "hub": ("huggingface_hub",),
-    "web": ("obstore",),
-}
-KINDS = ("s3", "swift", "sftp", "hub")
+KINDS = ("s3", "swift", "google", "azure", "sftp", "openssh", "hub")
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
@@ -56,13 +48,8 @@ def cache(tmp_path: Path) -> Cache:
 
 
 def skip_without(kind: str) -> None:
-    for name in NEEDS.get(kind, ()):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed")
-    if kind == "swift" and servers.swift_programs() is None:
-        pytest.skip("swift is not installed")
-    if kind == "nginx" and shutil.which("nginx") is None:
-        pytest.skip("nginx is not installed")
+    if (reason := real_servers.why_not(kind)) is not None:
+        pytest.skip(reason)
 
 
 @pytest.fixture
@@ -82,13 +69,12 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
                 use_hub(stack.enter_context(servers.hub_server()), monkeypatch)
                 return "hf://datasets/team/tokens/c.zarr"
-            if kind == "swift":
-                programs = servers.swift_programs()
-                assert programs is not None
-                (tmp_path / "swift").mkdir()
-                bucket = stack.enter_context(servers.swift_server(programs, tmp_path / "swift"))
-            else:
-                bucket = stack.enter_context(servers.s3_server())
+            (tmp_path / "server").mkdir()
+            if kind == "openssh":
+                host = stack.enter_context(real_servers.openssh_server(tmp_path / "server"))
+                monkeypatch.setenv("HOME", str(host.home))
+                return f"{host.address}{tmp_path}/c.zarr"
+            bucket = stack.enter_context(real_servers.bucket_of(kind, tmp_path / "server"))
             for name, value in bucket.environment.items():
                 monkeypatch.setenv(name, value)
             return f"{bucket.url}/c.zarr"

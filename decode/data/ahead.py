@@ -49,7 +49,7 @@ class ReadAhead(Generic[Item, Read]):
         self._read = read
         self._depth = depth
         self._items: deque[Iterator[Item]] = deque()
-        self._waiting: deque[Future[Read]] = deque()
+        self._waiting: deque[Future[list[Read]]] = deque()  # one each
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="read") if workers else None
 
     def add(self, items: Iterable[Item]) -> None:
@@ -61,7 +61,7 @@ class ReadAhead(Generic[Item, Read]):
         if self._threads is None:
             return
         for item in self._next(self._depth - len(self._waiting)):
-            self._waiting.append(self._threads.submit(self._read, item))
+            self._waiting.append(self._threads.submit(self._read_one, item))
 
     def take(self, count: int) -> list[Read]:
         """The next `count` results, at most `depth`, or as many as are left.
@@ -72,7 +72,8 @@ class ReadAhead(Generic[Item, Read]):
         self.fill()
         if self._threads is None:
             return [self._read(item) for item in self._next(count)]
-        return [self._waiting.popleft().result() for _ in range(min(count, len(self._waiting)))]
+        number = min(count, len(self._waiting))
+        return [self._waiting.popleft().result().pop() for _ in range(number)]
 
     def close(self) -> None:
         for future in self._waiting:
@@ -80,6 +81,10 @@ class ReadAhead(Generic[Item, Read]):
         if self._threads is not None:
             self._threads.shutdown()
         self._waiting.clear()
+
+    def _read_one(self, item: Item) -> list[Read]:
+        """In a list, which `take` empties: a thread may hold what it gave for a while longer."""
+        return [self._read(item)]
 
     def _next(self, count: int) -> list[Item]:
         """The next items that have not been begun, at most `count`."""

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...store.cache import Cache, ViewTokens
+from ...store.cache import Cache
+from ...store.decoded import ViewTokens
 from ...store.stored import StoredTokens, memory_needed
 from .buffers import Memory, fresh, to_device
 from .plan import WindowPlan

@@ -85,8 +85,12 @@ Verdict = Judged | NotFiniteError
 
 @dataclass(kw_only=True)
 class _Audience:
-    """Candidates that are given the same batches: the same stretches, batch size and order."""
+    """Candidates that are given the same batches: the same stretches, batch size and order.
 
+    stretches: by number, as all of them are judged.
+    """
+
+    stretches: frozenset[int]
     batch_size: int
     shuffle_frames: bool
     carries_memory: bool
@@ -95,6 +99,11 @@ class _Audience:
     waiting: list[WindowClip] = field(default_factory=list)
     seen: list[tuple[int, Window]] = field(default_factory=list)
     outputs: list[list[Tensor]] = field(default_factory=list)  # by model; stay on the device
+
+    @property
+    def key(self) -> tuple[frozenset[int], int, bool, bool]:
+        """What its candidates have in common."""
+        return self.stretches, self.batch_size, self.shuffle_frames, self.carries_memory
 
     def add(self, models: Sequence[nn.Module]) -> range:
         """Take a candidate in; where its models are."""
@@ -129,6 +138,14 @@ class _Audience:
         [one] = self.waiting
         for walk in self.walks:
             yield walk.outputs(batch, stretch=one.stretch, window=one.window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seat:
+    """Where a candidate sits, and which of the audience's models are its own."""
+
+    audience: _Audience
+    models: range
 
 
 def _walk(model: nn.Module) -> Walk:
@@ -168,30 +185,12 @@ def judge_all(
         device=compute.device,
         held=held,
     )
-    audiences: dict[tuple[frozenset[int], int, bool, bool], _Audience] = {}
-    seats: list[tuple[_Audience, range]] = []
-    for candidate in candidates:
-        shuffle_frames, carries_memory = candidate.shuffle_frames, candidate.carries_memory
-        batch_size = 1 if carries_memory else candidate.batch_size
-        videos = frozenset(number[_place(s)] for s in candidate.stretches)
-        audience = audiences.setdefault(
-            (videos, batch_size, shuffle_frames, carries_memory),
-            _Audience(
-                batch_size=batch_size,
-                shuffle_frames=shuffle_frames,
-                carries_memory=carries_memory,
-            ),
-        )
-        seats.append((audience, audience.add(candidate.models)))
-    listening: defaultdict[int, list[_Audience]] = defaultdict(list)
-    for (stretches, *_), audience in audiences.items():
-        for stretch in stretches:
-            listening[stretch].append(audience)
-    _show(timelines, listening, plan, compute, on_video=on_video, total=len(places))
+    seats = _seated(candidates, number)
+    _show(timelines, seats, plan, compute, on_video=on_video, total=len(places))
     shares = _shares(timelines.bytes_by_stretch, candidates, number)
     return [
-        tuple(_verdict(audience, i, candidate, number, shares[c]) for i in chairs)
-        for c, (candidate, (audience, chairs)) in enumerate(zip(candidates, seats, strict=True))
+        tuple(_verdict(seat.audience, i, candidate, number, share) for i in seat.models)
+        for candidate, seat, share in zip(candidates, seats, shares, strict=True)
     ]
 
 
@@ -231,9 +230,25 @@ def judge(
     return verdict
 
 
+def _seated(candidates: Sequence[Candidate], number: dict[_Place, int]) -> list[_Seat]:
+    """Every candidate among those that are given the same batches."""
+    audiences: dict[tuple[frozenset[int], int, bool, bool], _Audience] = {}
+    seats = []
+    for candidate in candidates:
+        audience = _Audience(
+            stretches=frozenset(number[_place(s)] for s in candidate.stretches),
+            batch_size=1 if candidate.carries_memory else candidate.batch_size,
+            shuffle_frames=candidate.shuffle_frames,
+            carries_memory=candidate.carries_memory,
+        )
+        audience = audiences.setdefault(audience.key, audience)
+        seats.append(_Seat(audience=audience, models=audience.add(candidate.models)))
+    return seats
+
+
 def _show(
     timelines: Timelines,
-    listening: dict[int, list[_Audience]],
+    seats: Sequence[_Seat],
     plan: WindowPlan,
     compute: Compute,
     *,
@@ -241,7 +256,11 @@ def _show(
     total: int,
 ) -> None:
     """Every window to everybody who listens to its stretch, in full batches."""
-    everybody = {id(a): a for audiences in listening.values() for a in audiences}.values()
+    everybody = {id(seat.audience): seat.audience for seat in seats}.values()
+    listening: defaultdict[int, list[_Audience]] = defaultdict(list)
+    for audience in everybody:
+        for stretch in audience.stretches:
+            listening[stretch].append(audience)
     models = {id(model): model for audience in everybody for model in audience.models}.values()
     were_training = [model.training for model in models]
     for model in models:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...store import quantise
-from ...store.cache import ViewTokens
+from ...store.decoded import ViewTokens
 from ...store.errors import UsageError
 from ...store.spec import CacheSpec
 from ...store.views import TokenView, pool_grid

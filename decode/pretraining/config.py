@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...store.errors import FieldDifference
-from ...store.fields import flatten
+from ...store.fields import differences
 from ...store.keys import task_path
 from ...store.views import TokenView
 from ..config import NOT_LEARNED, DecoderConfig, OptimizerConfig, Precision, override
@@ -99,9 +99,4 @@ def pretrain_differences(
     stored: PretrainConfig, wanted: PretrainConfig
 ) -> tuple[FieldDifference, ...]:
     """Fields in which two runs learn something else, dotted names, sorted."""
-    left, right = flatten(stored.to_json()), flatten(wanted.to_json())
-    return tuple(
-        FieldDifference(name, str(left.get(name)), str(right.get(name)))
-        for name in sorted(left.keys() | right.keys())
-        if name not in NOT_LEARNED and left.get(name) != right.get(name)
-    )
+    return differences(stored.to_json(), wanted.to_json(), ignoring=NOT_LEARNED)

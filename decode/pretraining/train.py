@@ -16,26 +16,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...store.cache import Cache
 from ...store.errors import UsageError
 from ...store.spec import require_same
-from ..config import DecoderConfig
-from ..data.plan import WindowPlan
-from ..decoders import Decoder, build_decoder, decoder_options
-from ..device import Compute
 from ..rows import Share
 from ..runs.checkpoints import read_checkpoint, write_checkpoint
-from ..runs.run import lock_run, versions
+from ..runs.run import lock_run
 from ..runs.runlog import EpochMetrics
-from ..training.begin import require_own_directory
+from ..training.begin import require_no_difference, require_own_directory
 from ..training.handing import handed_epochs, handed_out
 from ..training.progress import OnProgress, TrainProgress
 from ..training.ranks import Ranks
-from .clip_pairs import PairLoader, Video, clip_frames, videos_digest
+from .clip_pairs import PairLoader
 from .config import PretrainConfig, pretrain_differences
 from .encoder import PretrainAbout, PretrainRun, open_pretrain_run, write_pretrain_about
+from .job import PretrainJob, prepare_pretraining
 from .lsmcl import Lsmcl
 
 
@@ -71,65 +66,54 @@ def pretrain(
     Raises UsageError for a config that the cache cannot serve and for a directory of something
     else, DivergedError (the last good checkpoint is kept) when the loss is no longer finite.
     """
-    plan = _plan(cache, config)
-    compute = Compute.of(device=config.device, precision=config.precision)
-    options = decoder_options(config.decoder.name, config.decoder.options)
-    config = replace(
-        config,
-        tokens=str(plan.view),
-        decoder=DecoderConfig(name=config.decoder.name, options=options.to_json()),
-        precision=compute.precision,
-    )
-    decoder = _trainable(config, plan)
+    job = prepare_pretraining(cache, config, split=ranks is not None)
     if ranks is not None:
-        decoder.require_shareable()
-    videos = _videos(cache, config, min_frames=decoder.min_frames)
-    about = PretrainAbout(
-        pretrain=config,
-        spec=cache.spec,
-        num_videos=len(videos),
-        data_sha256=videos_digest(videos),
-        versions=versions(),
-    )
-    if ranks is not None:
-        compute = replace(compute, device=ranks.agreed_device(about.to_json(), compute.device))
-    with contextlib.ExitStack() as held:
-        if ranks is None or ranks.leads:
-            require_own_directory(run)
-            held.enter_context(lock_run(run))
-            directory = _begin(run, about)
-        else:
-            directory = PretrainRun(path=run, about=about)
-        loader = PairLoader(
-            cache,
-            videos,
-            plan,
-            long_stride=config.long_stride,
-            short_stride=config.short_stride,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            workers=config.workers,
-            device=compute.device,
-            dtype=compute.dtype,
-            share=Share() if ranks is None else ranks.share,
+        job = job.on(ranks.agreed_device(job.about.to_json(), job.compute.device))
+    with _directory(run, job.about, ranks) as directory, job.compute.own_randomness():
+        loader = _loader(cache, job, ranks)
+        learner = Lsmcl(
+            job.config,
+            shape=job.plan.shape,
+            steps_per_epoch=loader.steps_per_epoch,
+            compute=job.compute,
+            ranks=ranks,
         )
-        with compute.own_randomness():
-            learner = Lsmcl(
-                config,
-                shape=plan.shape,
-                steps_per_epoch=loader.steps_per_epoch,
-                compute=compute,
-                ranks=ranks,
-            )
-            epochs = _learn(config, learner, loader, directory, progress or (lambda _: None), ranks)
+        epochs = _learn(job.config, learner, loader, directory, progress or (lambda _: None), ranks)
     return PretrainResult(
         run=run,
         epochs=len(epochs),
         steps=epochs[-1].steps,
-        num_videos=len(videos),
+        num_videos=len(job.videos),
         loss=epochs[-1].train_loss,
         seconds=sum(epoch.seconds for epoch in epochs),
         bytes_read=sum(epoch.bytes_read for epoch in epochs),
+    )
+
+
+@contextlib.contextmanager
+def _directory(run: Path, about: PretrainAbout, ranks: Ranks | None) -> Iterator[PretrainRun]:
+    """The directory to learn in, locked by the process that leads; the others only name it."""
+    if ranks is not None and not ranks.leads:
+        yield PretrainRun(path=run, about=about)
+        return
+    require_own_directory(run)
+    with lock_run(run):
+        yield _begin(run, about)
+
+
+def _loader(cache: Cache, job: PretrainJob, ranks: Ranks | None) -> PairLoader:
+    return PairLoader(
+        cache,
+        job.videos,
+        job.plan,
+        long_stride=job.config.long_stride,
+        short_stride=job.config.short_stride,
+        batch_size=job.config.batch_size,
+        seed=job.config.seed,
+        workers=job.config.workers,
+        device=job.compute.device,
+        dtype=job.compute.dtype,
+        share=Share() if ranks is None else ranks.share,
     )
 
 
@@ -188,64 +172,13 @@ def _epoch(
     yield TrainProgress(phase="train", epoch=number, epochs=number, finished=metrics)
 
 
-def _plan(cache: Cache, config: PretrainConfig) -> WindowPlan:
-    """A window is the frames of a clip, whatever lies between them."""
-    seconds = config.frames / cache.spec.sampling.fps
-    return WindowPlan.of(cache.spec, tokens=config.tokens, window_seconds=seconds)
-
-
-def _trainable(config: PretrainConfig, plan: WindowPlan) -> Decoder:
-    """The decoder; UsageError when it cannot be built, trained or taken over."""
-    with torch.random.fork_rng([]):  # initial values are drawn, and never used
-        decoder = build_decoder(
-            config.decoder.name,
-            shape=plan.shape,
-            num_outputs=config.width,
-            options=config.decoder.options,
-        )
-    decoder.require_trainable()
-    decoder.initialise(decoder.state_dict(), name=f"decoder {decoder.name}")
-    return decoder
-
-
-def _videos(cache: Cache, config: PretrainConfig, *, min_frames: int) -> list[Video]:
-    """Those to learn from, by id. A video that is judged anywhere in `task` is left out."""
-    ids = set(cache.ids())
-    if config.task is not None:
-        rows = cache.task(config.task).rows
-        ids &= {r.id for r in rows if r.split == "train"} - {
-            r.id for r in rows if r.split != "train"
-        }
-    lengths = {entry_id: cache.record(entry_id).num_frames for entry_id in sorted(ids)}
-    chosen = [
-        (entry_id, length)
-        for entry_id, length in lengths.items()
-        if clip_frames(length, stride=config.long_stride, frames=config.frames) >= min_frames
-    ]
-    if len(chosen) < 2:
-        raise UsageError(
-            f"pretraining tells videos apart and needs at least 2, found {len(chosen)} of which a "
-            f"clip has {min_frames} frames at stride {config.long_stride}; extract more, or use a "
-            "smaller --set long_stride"
-        )
-    return [
-        Video(id=entry_id, num_frames=length, number=number)
-        for number, (entry_id, length) in enumerate(chosen)
-    ]
-
-
 def _begin(folder: Path, about: PretrainAbout) -> PretrainRun:
     """The directory to learn in; UsageError, with what to do, when it cannot be this one."""
     if not (folder / "config.json").exists():
         return write_pretrain_about(folder, about)
     stored = open_pretrain_run(folder)
     differences = pretrain_differences(stored.about.pretrain, about.pretrain)
-    if differences:
-        listed = "; ".join(f"{d.field}: run {d.stored}, asked {d.wanted}" for d in differences)
-        raise UsageError(
-            f"--run {folder} holds a pretraining run of another config ({listed}); choose another "
-            "--run, or the run's own config"
-        )
+    require_no_difference(differences, folder, kind="pretraining run")
     require_same(about.spec, stored.about.spec, name="the cache")
     if stored.about.data_sha256 != about.data_sha256:
         raise UsageError(

@@ -5,9 +5,10 @@ Compares what a run directory says of itself with what is asked; knows no model 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from ...store.errors import UsageError
+from ...store.errors import FieldDifference, UsageError
 from ...store.files import is_temporary
 from ...store.spec import require_same
 from ..config import config_differences
@@ -50,18 +51,24 @@ def _require_no_epoch(stored: Run) -> None:
 
 def _require_same_run(stored: RunAbout, wanted: RunAbout, folder: Path) -> None:
     """A run goes on only as what it was."""
-    differences = config_differences(stored.train, wanted.train)
-    if differences:
-        listed = "; ".join(f"{d.field}: run {d.stored}, asked {d.wanted}" for d in differences)
-        raise UsageError(
-            f"--run {folder} holds a run of another config ({listed}); choose another --run, or "
-            "the run's own config"
-        )
+    require_no_difference(config_differences(stored.train, wanted.train), folder, kind="run")
     require_same(wanted.spec, stored.spec, name="the cache")
     if stored.data_sha256 != wanted.data_sha256:
         raise UsageError(
             f"--run {folder}: the videos or labels of {stored.train.task} changed since it was "
             f"begun ({_counts(stored)}; now {_counts(wanted)}); choose another --run"
+        )
+
+
+def require_no_difference(
+    differences: Sequence[FieldDifference], folder: Path, *, kind: str
+) -> None:
+    """UsageError where a directory holds a run, of this kind in words, of another config."""
+    if differences:
+        listed = "; ".join(f"{d.field}: run {d.stored}, asked {d.wanted}" for d in differences)
+        raise UsageError(
+            f"--run {folder} holds a {kind} of another config ({listed}); choose another --run, or "
+            "the run's own config"
         )
 
 

@@ -16,6 +16,7 @@ from ...store.errors import UsageError
 from ...store.spec import CacheSpec
 from ...store.tasks import SPLITS, Split, TaskTable
 from ..config import DecoderConfig, TrainConfig
+from ..data.batch import TokenShape
 from ..data.hold_out import hold_out
 from ..data.plan import SplitSamples, WindowPlan, data_digest, split_samples, typical_window_seconds
 from ..decoders import Decoder, build_decoder, decoder_options
@@ -89,7 +90,7 @@ def prepare_job(
     resolved = replace(
         config,
         tokens=str(plan.view),
-        decoder=_resolved(config.decoder),
+        decoder=resolved_decoder(config.decoder),
         precision=compute.precision,
         init=config.init if init is None else init.sha256,
     )
@@ -117,14 +118,7 @@ def _trainable(
     config: TrainConfig, plan: WindowPlan, table: TaskTable, init: PretrainedEncoder | None
 ) -> Decoder:
     """The decoder; an error when it cannot be built or trained, or cannot begin with `init`."""
-    with torch.random.fork_rng([]):  # initial values are drawn, and never used
-        decoder = build_decoder(
-            config.decoder.name,
-            shape=plan.shape,
-            num_outputs=table.num_outputs,
-            options=config.decoder.options,
-        )
-    decoder.require_trainable()
+    decoder = trial_decoder(config.decoder, shape=plan.shape, num_outputs=table.num_outputs)
     if config.lanes:
         decoder.start_memory()
     if init is not None:
@@ -143,7 +137,17 @@ def _require_windows_in_order(config: TrainConfig, plan: WindowPlan) -> None:
         require_walks(plan, stride_seconds=getattr(config, name), name=name)
 
 
-def _resolved(decoder: DecoderConfig) -> DecoderConfig:
+def resolved_decoder(decoder: DecoderConfig) -> DecoderConfig:
     """With the defaults of today written out, so that a run does not change with a default."""
     options = decoder_options(decoder.name, decoder.options)
     return DecoderConfig(name=decoder.name, options=options.to_json())
+
+
+def trial_decoder(decoder: DecoderConfig, *, shape: TokenShape, num_outputs: int) -> Decoder:
+    """One to ask what it can do; an error when it cannot be built or trained."""
+    with torch.random.fork_rng([]):  # initial values are drawn, and never used
+        built = build_decoder(
+            decoder.name, shape=shape, num_outputs=num_outputs, options=decoder.options
+        )
+    built.require_trainable()
+    return built

@@ -34,14 +34,15 @@ _NO_TOKEN = "0" * 16
 class Post:
     """What a worker is to do, with paths that are the same on every machine.
 
-    asked: with the device of this worker; what it says of videos does not count. cores: CPU cores
-    that are its own. mark: a file beside the cache, and folders: of the videos, which it must see.
+    asked: with the device of this worker; what it says of videos does not count. mark: a file
+    beside the cache, and folders: of the videos, which it must see. cores: CPU cores that are its
+    own.
     """
 
     asked: ExtractRequest
-    cores: int
     mark: Path
     folders: tuple[Path, ...]
+    cores: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A Ray cluster as this package sees it: joined for a while, and what its machines have.
+"""A Ray cluster as this package sees it: joined for a while, and its machines.
 
 The only place that imports Ray, when it is asked for. Knows nothing of videos.
 """
@@ -10,17 +10,18 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator
 from importlib import import_module
-from itertools import chain
 from typing import Any
 
 from ...store.errors import UsageError
 from ...store.wording import first_line
+from .places import Resources
 
-Resources = Mapping[str, float]  # of one machine, by name: CPU, GPU
 CONNECT_SECONDS = 10.0
+CLIENT_TRIES = 3  # of half a minute each
+_NO_SERVER = "Initialization failure from server"
 _EXPECTED = "expected auto, local, HOST:PORT or ray://HOST:PORT"
 
 
@@ -55,16 +56,39 @@ def _join(ray: Any, address: str) -> None:
     """Join, and keep SIGTERM for whoever has it now: Ray takes it for itself."""
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if in_main else None
+    known = (ConnectionError, RuntimeError, ValueError, OSError, ImportError)
     try:
-        ray.init(address=address, **_settings(address))
-    except (ConnectionError, RuntimeError, ValueError, OSError, ImportError) as error:
+        _initialise(ray, address)
+    except (*known, ray.exceptions.RayError) as error:
+        unset = "RAY_AUTH_MODE" not in os.environ  # with which Ray proves to be no stranger
+        token = "; RAY_AUTH_MODE=token before this command, if it asks for a token" if unset else ""
         raise UsageError(
-            f"--address {address}: no Ray cluster can be joined ({first_line(error)}); start one "
-            "with `ray start --head`, or say --address local"
+            f"--address {address}: no Ray cluster can be joined ({_reason(error)}); start one "
+            f"with `ray start --head`, or say --address local{token}"
         ) from error
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def _initialise(ray: Any, address: str) -> None:
+    """Join. The server at ray:// forks a process for each client, which now and then hangs (Ray
+    2.60, one first client in three of a new cluster); the next client gets another."""
+    for tries_left in reversed(range(CLIENT_TRIES)):
+        try:
+            with warnings.catch_warnings(action="ignore"):  # what they say, the error says
+                ray.init(address=address, **_settings(address))
+            return
+        except ConnectionError as error:
+            if not tries_left or _NO_SERVER not in str(error):
+                raise
+
+
+def _reason(error: Exception) -> str:
+    """In one line; of a server's error with its traceback, how that ends."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    ends = len(lines) > 1 and lines[0].endswith(":")
+    return lines[-1] if ends else first_line(error)
 
 
 def _settings(address: str) -> dict[str, Any]:
@@ -88,63 +112,6 @@ def _require_answer(address: str) -> None:
         ) from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class Need:
-    """What each worker is to have. most: how many workers there are to be; None for all that
-    machines of today and of later have room for."""
-
-    gpus: int
-    cores: float
-    most: int | None = None
-
-    def count(self, nodes: Sequence[Resources]) -> int:
-        """How many workers there should be."""
-        return _room(nodes, self.cores, self.gpus) if self.most is None else self.most
-
-    def describe(self) -> str:
-        cores = f"{self.cores:g} CPU core{'s' if self.cores != 1 else ''}"
-        return f"a GPU and {cores}" if self.gpus else cores
-
-
-def need_of(
-    nodes: Sequence[Resources], *, device: str, processes: int | None, workers: int | None
-) -> Need:
-    """One worker for every GPU, with its part of that machine's cores; where there is none, or
-    `device` is cpu, one for every machine, or `processes` that share the cores.
-
-    workers: of a GPU's worker, videos read at once, which is the cores that it needs.
-    """
-    having = [each for each in nodes if _amount(each, "GPU") >= 1]
-    if device == "cuda" or (device == "auto" and having):
-        parts = [_portion(_amount(each, "CPU"), int(_amount(each, "GPU"))) for each in having]
-        return Need(gpus=1, cores=float(workers or min(parts, default=1.0)), most=processes)
-    sizes = [_amount(each, "CPU") for each in nodes if _amount(each, "CPU") > 0]
-    if not sizes or processes is None:
-        return Need(gpus=0, cores=min(sizes, default=1.0), most=processes)
-    whole = (float(cores) for cores in range(int(max(sizes)), 0, -1))
-    parts_of_one = (_portion(1.0, parts) for parts in range(2, processes + 2))
-    fitting = (c for c in chain(whole, parts_of_one) if _room(nodes, c, 0) >= processes)
-    return Need(gpus=0, cores=next(fitting, _portion(max(sizes), processes)), most=processes)
-
-
 def nodes_of(ray: Any) -> list[Resources]:
     """What each machine has that is there now."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _room(nodes: Sequence[Resources], cores: float, gpus: int) -> int:
-    """Workers of this size that fit on the machines when nothing else is there."""
-    by_cores = [int(_amount(node, "CPU") / cores + 1e-6) for node in nodes]
-    if not gpus:
-        return sum(by_cores)
-    return sum(min(n, int(_amount(node, "GPU"))) for n, node in zip(by_cores, nodes, strict=True))
-
-
-def _portion(cores: float, parts: int) -> float:
-    """One of so many parts: whole cores, or less than one to four places, as Ray counts."""
-    part = cores / parts
-    return float(int(part)) if part >= 1 else max(0.0001, int(part * 10_000) / 10_000)
-
-
-def _amount(node: Resources, name: str) -> float:
-    return float(node.get(name, 0.0))

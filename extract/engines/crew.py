@@ -6,13 +6,15 @@
     crew.summary()
 
 Everything happens in the calling thread, between two looks. Knows nothing of frames, nor of how
-machines are found: Ray places an actor where there is room for it.
+machines are found.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -27,9 +29,10 @@ from ..stages.feeding import Receipt
 from ..stages.progress import ExtractProgress, ExtractSummary, Tally, busy_share
 from ..stages.steps import STAGES, StageName
 from .actor import Actor, Begun, Post, Report, Trouble
-from .cluster import Need, nodes_of
+from .cluster import nodes_of
 from .dealing import Dealer
 from .deaths import failure_of, let_go
+from .places import Need, Place
 
 LOOK_SECONDS = 0.2
 HIRE_SECONDS = 2.0  # between two looks at the cluster's machines
@@ -45,6 +48,7 @@ class _Member:
     """A worker. call: what it was asked for last, until it answers; None for an idle one."""
 
     actor: Any
+    place: Place
     call: Any
     state: State = "beginning"
     begun: Begun | None = None
@@ -77,7 +81,7 @@ class Crew:
     ) -> None:
         self.notes: list[str] = []
         self._ray = ray
-        self._actor = ray.remote(num_gpus=need.gpus, num_cpus=need.cores)(Actor)
+        self._actor = ray.remote(Actor)
         self._post = post
         self._need = need
         self._dealer = Dealer(videos, limit=limit)
@@ -89,7 +93,7 @@ class Crew:
         self._members: list[_Member] = []
         self._past: list[_Member] = []  # those that have left, for what they had done
         self._stopping = False
-        self._refused = 0  # places that are done without
+        self._refused: Counter[Place] = Counter()  # that are done without
         self._false_starts = 0
         self._trouble: Trouble | None = None
         self._began = time.monotonic()
@@ -172,33 +176,49 @@ class Crew:
         if time.monotonic() < self._next_hire:
             return
         self._next_hire = time.monotonic() + HIRE_SECONDS
+        places = self._need.places(nodes_of(self._ray))
+        for member in [m for m in self._members if m.state == "beginning"]:
+            if member.place.machine and member.place not in places:  # it would wait for ever
+                self._dismiss(member)
+        taken = Counter(member.place for member in self._members)
+        vacant = (places - self._refused - taken).elements()
+        for place in itertools.islice(vacant, max(0, self._num_wanted - len(self._members))):
+            post = replace(self._post, cores=max(1, int(place.cores)))
+            actor = self._actor.options(**place.options).remote(post)
+            self._members.append(_Member(actor=actor, place=place, call=actor.begin.remote()))
+        self._say_what_is_waited_for()
+
+    @property
+    def _num_wanted(self) -> int:
+        """Workers that there is something to do for."""
         idle = sum(member.state == "idle" for member in self._members)
-        most = len(self._members) - idle + self._dealer.num_to_deal
-        most = max(most, self._cache is None)  # somebody has to make it
-        wanted = min(self._need.count(nodes_of(self._ray)) - self._refused, most)
-        for _ in range(wanted - len(self._members)):
-            actor = self._actor.remote(self._post)
-            self._members.append(_Member(actor=actor, call=actor.begin.remote()))
+        wanted = len(self._members) - idle + self._dealer.num_to_deal
+        wanted = max(wanted, self._cache is None)  # somebody has to make it
+        return wanted if self._need.most is None else min(wanted, self._need.most)
+
+    def _say_what_is_waited_for(self) -> None:
+        """Once, when nobody has begun for long."""
         waited = time.monotonic() - self._began
         if waited > PATIENCE_SECONDS and not self._told_to_wait and self._cache is None:
             self._told_to_wait = True
             free = self._ray.available_resources()
             has = ", ".join(f"{free.get(name, 0):g} {name}s" for name in ("GPU", "CPU"))
+            each = self._need.usual(nodes_of(self._ray)).describe()
             self._tell(
-                f"no worker has begun yet: each needs {self._need.describe()} and loads the "
-                f"backbone first; free in the cluster now: {has}"
+                f"no worker has begun yet: each needs {each} and loads the backbone first; free in "
+                f"the cluster now: {has}"
             )
 
     def _require_somebody(self) -> None:
         """Raise why nobody can work, when that is so."""
         if self._trouble is None or self._members or not self.has_work:
             return
-        if self._refused >= self._need.count(nodes_of(self._ray)):
+        if not self._need.places(nodes_of(self._ray)) - self._refused:
             raise self._trouble.error()
 
     def _refuse(self, member: _Member, trouble: Trouble) -> None:
         """Do without a worker that cannot begin, and without another one in its place."""
-        self._refused += 1
+        self._refused[member.place] += 1
         self._trouble = self._trouble or trouble
         self._dismiss(member)
         if self._cache is not None or self._members:
@@ -290,7 +310,7 @@ class Crew:
         """A worker has died: others get what it had in hand."""
         self._end(member)  # also where only the way to it is broken
         if member.begun is None:
-            self._count_false_start(error)
+            self._count_false_start(member.place, error)
             return
         num_lost = len(self._dealer.hand(member))
         if self._cache is not None:
@@ -304,7 +324,7 @@ class Crew:
             self._tell(f"{member.name} died with {lost} in hand, which {fate}")
         self._next_hire = 0.0
 
-    def _count_false_start(self, error: Exception) -> None:
+    def _count_false_start(self, place: Place, error: Exception) -> None:
         """A worker has died before it had begun. After some in a row one less is tried; where none
         has ever begun, that is the end."""
         self._false_starts += 1
@@ -314,7 +334,7 @@ class Crew:
         reason = f"{MAX_FALSE_STARTS} workers died before any began: {first_line(error)}"
         if self._cache is None:
             raise Vis4merError(reason)
-        self._refused += 1
+        self._refused[place] += 1
         self._trouble = self._trouble or Trouble(message=reason)
         if not self._told_of_false_starts:
             self._told_of_false_starts = True

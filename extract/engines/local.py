@@ -138,7 +138,7 @@ def _each(asked: ExtractRequest, devices: Sequence[str]) -> list[tuple[ExtractRe
                     # Those that may not help others help each other in what is theirs together.
                     share=whole.part(i + 1, count) if whole.helps else whole,
                     limit=None if asked.limit is None else (asked.limit + count - 1 - i) // count,
-                    workers=asked.workers or max(1, len(cores or [0]) // count),
+                    workers=asked.workers or max(1, usable_cores() // count),
                 ),
                 cores[i::count] if on_cpu else [],
             )

@@ -35,8 +35,9 @@ from ..stages.progress import ExtractSummary
 from ..stages.sharing import leave_catalog
 from .actor import Post
 from .base import EngineOptions, OnProgress, refuse_profile
-from .cluster import Need, joined_cluster, need_of, nodes_of
+from .cluster import joined_cluster, nodes_of
 from .crew import Crew
+from .places import Need, need_of
 
 MAX_FOLDERS = 32  # of videos, that a worker looks for before it begins
 
@@ -135,7 +136,7 @@ def _post(asked: ExtractRequest, need: Need, mark: Path, videos: Sequence[VideoS
     )
     folders = dict.fromkeys(video.path.parent for video in videos)
     seen = [folder for folder in itertools.islice(folders, MAX_FOLDERS) if folder.is_dir()]
-    return Post(asked=own, cores=max(1, int(need.cores)), mark=mark, folders=tuple(seen))
+    return Post(asked=own, mark=mark, folders=tuple(seen))
 
 
 @contextlib.contextmanager

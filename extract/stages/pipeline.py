@@ -16,44 +16,30 @@ import contextlib
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-
-import torch
 
 from ...store.cache import Cache
 from ...store.errors import UsageError
-from ...store.files import StorageError
 from ...store.spec import require_same
 from ..backbones.loading import Backbone, cache_spec
-from ..planning.plan import failures_to_keep, largest_first
+from ..planning.plan import largest_first
 from ..planning.share import Share
 from ..readers.base import Reader
 from ..sampling import moments_of
 from ..sources import VideoSource
-from .buffers import OrderedBuffer, WeightedBuffer
 from .cores import usable_cores
-from .encoding import BackboneStage
 from .feeding import Feed
-from .items import End, FramePart, TokenPart
-from .makers import provenance
+from .filling import Filling, OnProgress
 from .profile import recorded
-from .progress import ExtractProgress, ExtractSummary, Tally, require_counts
-from .reading import ReadingStage
+from .progress import ExtractSummary, Tally, require_counts
 from .sharing import Sharing, shared_work
 from .steps import StageName, Steps
 from .stopping import StopSignal
-from .threads import StageThreads
-from .writing import WritingStage
 
 CPU_BATCH_SIZE = 8  # CPU time a frame is the same from 8 to 32; small batches share cores evenly
 GPU_BATCH_SIZE = 32
 GPU_BATCH_CLIPS = 4  # of a clip backbone; on a CPU one clip fills a batch
-
-OnProgress = Callable[[ExtractProgress], None]
-Frames = WeightedBuffer[FramePart | End]
-Encoded = OrderedBuffer[list[TokenPart | End]]
 
 
 def fill_cache(
@@ -115,151 +101,30 @@ def fill_cache(
         backbone, reading=workers, running=backbone_threads, videos=_most_at_once(sources, feed)
     )
     with recorded(profile) if profile is not None else contextlib.nullcontext() as trace:
-        filling = _filling(
-            cache,
-            backbone,
-            reader,
+        told = feed.tell if feed is not None else None
+        tally = Tally(num_videos=len(sources), threads=threads, steps=Steps(trace), on_end=told)
+        filling = Filling(
+            cache=cache,
+            backbone=backbone,
+            reader=reader,
             batch_size=batch_frames(backbone, batch_size),
-            overwrite=overwrite,
-            stop=StopSignal(stop),
-            tally=Tally(
-                num_videos=len(sources),
-                threads=threads,
-                steps=Steps(trace),
-                on_end=feed.tell if feed is not None else None,
-            ),
             threads=threads,
+            limit=limit,
+            overwrite=overwrite,
+            retry_failed=retry_failed,
+            stop=StopSignal(stop),
+            tally=tally,
             feed=feed,
         )
-        tally = filling.tally
         with (
             shared_work(cache, overwrite=overwrite, attempts=attempts, tally=tally)
             if claiming
             else contextlib.nullcontext()
         ) as sharing:
             ordered = _in_order(sources, share, sharing, sort=limit is None)
-            reading = filling.reading(
-                ordered, limit=limit, retry_failed=retry_failed, sharing=sharing
-            )
-            filling.run(reading, sharing, progress)
+            filling.run(ordered, sharing, progress)
             filling.end(sharing)
     return tally.summary(interrupted=filling.stop.took_effect, profile=profile)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Filling:
-    """What the three stages of one run have in common. threads: of each stage."""
-
-    cache: Cache
-    backbone: Backbone
-    reader: Reader
-    batch_size: int
-    threads: dict[StageName, int]
-    overwrite: bool
-    frames: Frames
-    tokens: Encoded
-    stop: StopSignal
-    tally: Tally
-    feed: Feed | None
-
-    def reading(
-        self,
-        sources: Iterable[VideoSource],
-        *,
-        limit: int | None,
-        retry_failed: bool,
-        sharing: Sharing | None,
-    ) -> ReadingStage:
-        return ReadingStage(
-            sources if self.feed is None else itertools.chain(sources, self.feed),
-            self.cache,
-            self.reader,
-            preprocess=self.backbone.preprocess,
-            clip_frames=self.backbone.clip_frames,
-            part_frames=self.batch_size,
-            limit=limit,
-            overwrite=self.overwrite,
-            known_failures={} if retry_failed else failures_to_keep(self.cache),
-            sharing=sharing,
-            frames=self.frames,
-            stop=self.stop,
-            tally=self.tally,
-        )
-
-    def run(
-        self, reading: ReadingStage, sharing: Sharing | None, progress: OnProgress | None
-    ) -> None:
-        """All three stages until the last thread has left."""
-        running, writing = self._running(), self._writing(sharing)
-        crew = StageThreads(self.frames, self.tokens, *([] if self.feed is None else [self.feed]))
-        with _one_core_a_thread(self.backbone.device.type == "cpu"):
-            crew.start("reading", reading.run, self.threads["reading"], then=self.frames.close)
-            crew.start("backbone", running.run, self.threads["backbone"], then=self.tokens.close)
-            crew.start("writing", writing.run, self.threads["writing"])
-            crew.finish(lambda: progress(self.tally.progress()) if progress else None)
-
-    def end(self, sharing: Sharing | None) -> None:
-        """Count what others still hold, and write the catalog where that is this run's to do. It is
-        derived: a run that has nothing to add to a cache may do without the right to write there.
-        """
-        if sharing is not None:
-            sharing.count_held()
-        has_extracted = self.tally.progress().extracted > 0
-        try:
-            if has_extracted if sharing is None else sharing.is_last_to_work():
-                self.cache.write_catalog()
-        except StorageError:
-            if has_extracted:
-                raise
-
-    def _running(self) -> BackboneStage:
-        return BackboneStage(
-            self.backbone,
-            batch_size=self.batch_size,
-            stored_dtype=self.cache.spec.stored_dtype,
-            frames=self.frames,
-            tokens=self.tokens,
-            stop=self.stop,
-            tally=self.tally,
-        )
-
-    def _writing(self, sharing: Sharing | None) -> WritingStage:
-        return WritingStage(
-            self.cache,
-            overwrite=self.overwrite,
-            provenance=provenance(self.backbone, self.reader),
-            sharing=sharing,
-            tokens=self.tokens,
-            tally=self.tally,
-        )
-
-
-def _filling(
-    cache: Cache,
-    backbone: Backbone,
-    reader: Reader,
-    *,
-    batch_size: int,
-    overwrite: bool,
-    stop: StopSignal,
-    tally: Tally,
-    threads: dict[StageName, int],
-    feed: Feed | None,
-) -> _Filling:
-    """With buffers for two batches of every thread that runs the backbone."""
-    return _Filling(
-        cache=cache,
-        backbone=backbone,
-        reader=reader,
-        batch_size=batch_size,
-        threads=threads,
-        overwrite=overwrite,
-        frames=WeightedBuffer(2 * batch_size * threads["backbone"]),
-        tokens=OrderedBuffer(2 * threads["backbone"]),
-        stop=stop,
-        tally=tally,
-        feed=feed,
-    )
 
 
 def _asked_for(
@@ -328,15 +193,3 @@ def _require_spec(cache: Cache, backbone: Backbone, reader: Reader) -> None:
         grids=sides,
     )
     require_same(spec, wanted, name=str(cache.path))
-
-
-@contextlib.contextmanager
-def _one_core_a_thread(on_cpu: bool) -> Iterator[None]:
-    """On a CPU every backbone thread keeps to one core: it need not wait for one that reads."""
-    before = torch.get_num_threads()
-    if on_cpu:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

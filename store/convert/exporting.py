@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from .. import quantise
 from ..cache import Cache
-from ..errors import CacheFormatError, DamagedEntryError, UsageError, Vis4merError
+from ..errors import CacheFormatError, DamagedEntryError, UsageError, Vis4merError, exit_code_of
 from ..files import (
     JSON,
     held_alone,
@@ -83,11 +83,8 @@ class ExportSummary:
     def exit_code(self) -> int:
         """0 when all that was asked for is there, 3 when some is not, 1 when nothing is or the run
         was stopped."""
-        if self.interrupted:
-            return 1
-        if not self.failures:
-            return 0
-        return 3 if self.exported or self.already_there else 1
+        done = bool(self.exported or self.already_there)
+        return exit_code_of(failed=self.failures, done=done, interrupted=self.interrupted)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder), "exit_code": self.exit_code}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ... import __version__
 from ..cache import Cache
-from ..errors import EntryNotFoundError, Vis4merError
+from ..errors import EntryNotFoundError, Vis4merError, exit_code_of
 from ..failures import FailureRecord, Stage
 from ..quantise import FIRST_FRAMES_INT8
 from ..records import SourceRecord
@@ -70,11 +70,8 @@ class ImportSummary:
     def exit_code(self) -> int:
         """0 when every array named is in the cache, 3 when some failed, 1 when all did or the run
         was stopped."""
-        if self.interrupted:
-            return 1
-        if not self.failures:
-            return 0
-        return 3 if self.imported or self.already_there or self.changed else 1
+        done = bool(self.imported or self.already_there or self.changed)
+        return exit_code_of(failed=self.failures, done=done, interrupted=self.interrupted)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "exit_code": self.exit_code}

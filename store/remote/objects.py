@@ -1,27 +1,21 @@
 """Object stores (S3, Google, Azure) and web servers as places, through obstore.
 
-Credentials and endpoints come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, with
-AWS_ALLOW_HTTP=true for one of plain http, AWS_SKIP_SIGNATURE=true for public buckets,
-GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_*; with boto3 installed, ~/.aws too). Retries are
-ours, so that a read goes on where it broke off; only the parts of a large upload are left to the
-library.
+Retries are ours, so that a read goes on where it broke off; only the parts of a large upload are
+left to the library. How a store is reached, and with which credentials, is for `stores`.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
-from urllib.parse import urlsplit
 
 from ..errors import UsageError
 from ..wording import first_line
 from .place import (
+    MissingObjectError,
     Place,
     PlacedObject,
     RemoteError,
@@ -36,32 +30,25 @@ from .place import (
     whole_of,
 )
 from .retry import PASSING_STATUS, PassingError, created, tried_again
+from .stores import KINDS, MAX_REASON_CHARACTERS, Kind, open_store, require_same_process
 from .urls import refuse_secrets, scheme_of, shown_url, without_secrets
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 T = TypeVar("T")
-SILENCE_SECONDS = 60.0  # without a byte: a stalled connection
-_CONNECT_SECONDS = 10.0
 _SEGMENT_BYTES = 64 << 20  # of one request; a longer read is several, each with its own tries
 _BLOCK_BYTES = 4 << 20  # read and written at once
 _PART_BYTES = 8 << 20  # of an upload; larger files go up in parts
 _PARTS_AT_ONCE = 4
 _PAGE_OBJECTS = 1000  # of a listing; what S3 gives at once
-_MAX_REASON_CHARACTERS = 200
 _NOT_SATISFIABLE = 416  # HTTP: no byte of the range is there
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_BEYOND = "but object was only"  # the library's words where the server does not answer 416
+_NOT_ALLOWED = ("401", "403")
+_NO_STORES = ("NoSuchBucket", "ContainerNotFound")  # the servers' codes
+_NO_STORE = "no such bucket or container there"
 # Where the libraries look for credentials when the environment has none.
 _METADATA_SERVERS = ("169.254.169.254", "metadata.google.internal", "169.254.170.2")
-_CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public "
-    "bucket",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
-}
-_KINDS = {"s3": "s3", "s3a": "s3", "gs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
-_NAMES = {"s3": "s3://BUCKET/FOLDER", "gs": "gs://BUCKET/FOLDER", "az": "az://CONTAINER/FOLDER"}
 
 
 def open_objects(url: str, *, writable: bool) -> ObjectPlace:
@@ -84,12 +71,12 @@ class ObjectPlace(Place):
     def __init__(self, url: str, *, listable: bool) -> None:
         self.url = shown_url(url)
         self.can_list = listable
-        self._opened = _open_store(url, retries=0)
-        self._uploads = _open_store(url, retries=4) if listable else self._opened
+        self._opened = open_store(url, retries=0)
+        self._uploads = open_store(url, retries=4) if listable else self._opened
 
     @property
     def _store(self) -> ObjectStore:
-        _require_same_process(self.url)
+        require_same_process(self.url)
         return self._opened
 
     def size(self, key: str) -> int | None:
@@ -124,11 +111,15 @@ class ObjectPlace(Place):
 
     def put(self, key: str, source: bytes | Path, *, only_new: bool = False) -> bool:
         check_key(key)
-        _require_same_process(self.url)
-        if only_new:
-            return self._create(key, whole_of(source))
-        if isinstance(source, Path) and source.stat().st_size <= _PART_BYTES:
+        require_same_process(self.url)
+        if isinstance(source, Path) and (only_new or source.stat().st_size <= _PART_BYTES):
             source = source.read_bytes()
+        try:
+            return self._create(key, whole_of(source)) if only_new else self._put(key, source)
+        except MissingObjectError:
+            raise RemoteError(f"{self.url}/{key}: {_NO_STORE}") from None
+
+    def _put(self, key: str, source: bytes | Path) -> bool:
         import obstore
 
         self._asked(
@@ -152,24 +143,36 @@ class ObjectPlace(Place):
         return self._listed(folder)
 
     def _listed(self, folder: str) -> Iterator[PlacedObject]:
-        """Page by page; after a failure on from the last name."""
+        """Page by page by the store's own marks; after a failure anew, from the last name on.
+
+        Not from a name to the next thousand: Azure and others do not begin at a name, and send all
+        that comes before it again.
+        """
+        import obstore
+
         last: str | None = None
-        while page := tried_again(partial(self._page, folder, last)):
+        since: str | None = None  # where a listing that broke off is taken up
+        pages: Iterator[Sequence[Any]] | None = None
+
+        def next_page() -> Sequence[Any]:
+            nonlocal pages, since
+            try:
+                pages = pages or obstore.list(
+                    self._store, prefix=folder or None, offset=since, chunk_size=_PAGE_OBJECTS
+                )
+                for page in pages:
+                    if new := [each for each in page if since is None or each["path"] > since]:
+                        return new
+            except Exception as error:
+                pages, since = None, last
+                raise self._translated(folder, error) from None
+            return []
+
+        while page := tried_again(next_page):
             for found in page:
                 if is_key(found["path"]):
                     yield PlacedObject(key=found["path"], size=found["size"])
             last = page[-1]["path"]
-
-    def _page(self, folder: str, after: str | None) -> Sequence[Any]:
-        import obstore
-
-        with_prefix = obstore.list(
-            self._store, prefix=folder or None, offset=after, chunk_size=_PAGE_OBJECTS
-        )
-        try:
-            return list(next(with_prefix, []))
-        except Exception as error:
-            raise self._translated(folder, error) from None
 
     def _create(self, key: str, data: bytes) -> bool:
         """Create an object; False when another is there."""
@@ -263,19 +266,19 @@ class ObjectPlace(Place):
         """A library's error as ours: what happened, of which object, and nothing secret."""
         from obstore import exceptions
 
-        text = str(error)
-        if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in text:
+        text, kind = str(error), KINDS.get(scheme_of(self.url))
+        if isinstance(error, FileNotFoundError) and not any(code in text for code in _NO_STORES):
             return missing(self.url, key)
-        message = f"{self.url}/{key}: {_reason(error, text)}"
-        if any(server in text for server in _METADATA_SERVERS):
+        message = f"{self.url}/{key}: {_reason(error, text, kind)}"
+        if kind is not None and any(server in text for server in _METADATA_SERVERS):
             return RemoteError(
-                f"{self.url}/{key}: no credentials in the environment; set "
-                f"{_CREDENTIALS[_KINDS[scheme_of(self.url)]]}"
+                f"{self.url}/{key}: no credentials in the environment; set {kind.credentials}"
             )
         if not isinstance(error, exceptions.GenericError) or any(sign in text for sign in _FINAL):
             return RemoteError(message)
         status = re.search(r"status code: (\d{3})", text)
-        if status is not None and int(status[1]) == _NOT_SATISFIABLE:
+        none_left = status is not None and int(status[1]) == _NOT_SATISFIABLE
+        if none_left or _BEYOND in text:
             return TornObjectError(f"{self.url}/{key}: it ends before the bytes asked for; torn?")
         if status is not None and int(status[1]) not in PASSING_STATUS:
             return RemoteError(message)
@@ -288,11 +291,6 @@ _FINAL = ("UnexpectedRange", "Content-Length Header missing", "BadScheme")
 _REASONS = (
     ("Content-Length Header missing", "the server says no size; use one that does, such as nginx"),
     ("RangeNotSupported", "the server gives no byte ranges; use one that does, such as nginx"),
-    (
-        "BadScheme",
-        "the endpoint is plain http, which anybody on the way can read; set AWS_ALLOW_HTTP=true "
-        "where that is right, or AWS_ENDPOINT_URL to an https:// one",
-    ),
     ("UnexpectedRange", "the server sent other bytes than were asked for"),
     ("TimedOut", "no answer in time"),
     ("kind: Timeout", "no answer in time"),
@@ -308,93 +306,24 @@ _REASONS = (
 )
 
 
-def _reason(error: Exception, text: str) -> str:
+def _reason(error: Exception, text: str, kind: Kind | None) -> str:
     """What happened: the server's status and code, or a phrase of ours."""
     status = re.search(r"status code: (\d{3}[A-Za-z -]{0,40})", text)
     if status is not None:
         code = re.search(r"<Code>([A-Za-z]{1,60})</Code>", text)
         named = f" ({code[1]})" if code is not None else ""
-        return f"the server answered {status[1].strip()}{named}"
+        if code is not None and code[1] in _NO_STORES:
+            return f"{_NO_STORE}{named}"
+        allowed = kind is None or not status[1].startswith(_NOT_ALLOWED)
+        advice = "" if kind is None or allowed else f"; look at {kind.credentials}"
+        return f"the server answered {status[1].strip()}{named}{advice}"
+    if kind is not None and "BadScheme" in text:
+        return (
+            "the endpoint is plain http, which anybody on the way can read; set "
+            f"{kind.allow_plain}=true where that is right, or {kind.endpoints[0]} to an https:// "
+            "one"
+        )
     for sign, words in _REASONS:
         if sign in text:
             return words
-    return without_secrets(first_line(error))[:_MAX_REASON_CHARACTERS]
-
-
-def _open_store(url: str, *, retries: int) -> ObjectStore:
-    from obstore import store
-    from obstore.exceptions import BaseError
-
-    _require_same_process(shown_url(url))
-    scheme = scheme_of(url)
-    client: dict[str, Any] = {
-        "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
-        "read_timeout": timedelta(seconds=SILENCE_SECONDS),
-        "timeout": timedelta(hours=1),  # of a segment, whatever the connection
-    }
-    if scheme == "http" or _may_be_plain():
-        client["allow_http"] = True
-    shared: dict[str, Any] = {
-        "client_options": client,
-        "retry_config": {"max_retries": retries, "retry_timeout": timedelta(seconds=60)},
-    }
-    try:
-        if scheme in ("http", "https"):
-            return store.HTTPStore.from_url(url, **shared)
-        if scheme in ("s3", "s3a"):
-            return store.S3Store.from_url(url, **shared, **_aws_credentials())
-        kind = store.GCSStore if scheme == "gs" else store.AzureStore
-        return kind.from_url(url, **shared)
-    except (BaseError, ValueError) as error:
-        raise UsageError(f"address {shown_url(url)}: {_refusal(error, scheme)}") from None
-
-
-def _refusal(error: Exception, scheme: str) -> str:
-    """Why the library takes no such address."""
-    kind, text = _KINDS.get(scheme), str(error)
-    if kind is not None and "Unable to recognise URL" in text:
-        return f"expected {_NAMES[kind]}"
-    if kind is not None and "Account must be specified" in text:
-        return f"whose account? set {_CREDENTIALS[kind]}"
-    return without_secrets(first_line(error))[:_MAX_REASON_CHARACTERS]
-
-
-# The library's threads live in the process that used it first.
-_used_in: list[int] = []
-
-
-def _require_same_process(url: str) -> None:
-    """RemoteError in a process that was forked from one that used the library: there it would wait
-    for ever."""
-    if not _used_in:
-        _used_in.append(os.getpid())
-    if _used_in[0] != os.getpid():
-        raise RemoteError(
-            f"{url}: cannot be read in a process that was forked from one that read such places; "
-            "use threads, or start processes by spawn"
-        )
-
-
-def _may_be_plain() -> bool:
-    """Whether an endpoint without encryption is meant: one on this machine, or as the environment
-    says, which the library does not look at beside other options."""
-    if os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true"):
-        return True
-    return urlsplit(os.environ.get("AWS_ENDPOINT_URL", "")).hostname in _LOOPBACK
-
-
-def _aws_credentials() -> dict[str, Any]:
-    """boto3's look-up of ~/.aws, where it is installed and the environment has no key."""
-    given = ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE", "AWS_WEB_IDENTITY_TOKEN_FILE")
-    container = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"
-    if any(name in os.environ for name in (*given, container)):
-        return {}
-    if importlib.util.find_spec("boto3") is None:
-        return {}
-    import boto3
-    from obstore.auth.boto3 import Boto3CredentialProvider
-
-    session = boto3.Session()
-    if session.get_credentials() is None:
-        return {}
-    return {"credential_provider": Boto3CredentialProvider(session)}
+    return without_secrets(first_line(error))[:MAX_REASON_CHARACTERS]

@@ -2,8 +2,7 @@
 
     ssh://user@host:port/absolute/path    ssh://host/~/relative/to/home
 
-Names, users, ports and keys are looked up in ~/.ssh/config; keys come from there and from the
-agent, and a host whose key is not in known_hosts is refused. Passwords are never asked for.
+Files by key, with whatever may pass tried again. How a host is reached is for `ssh`.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ import posixpath
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
-from weakref import WeakSet
 
 from ..errors import UsageError
 from ..files import is_temporary
+from ..wording import first_line, visible
 from .place import (
     Place,
     PlacedObject,
@@ -40,18 +39,16 @@ from .place import (
     whole_of,
 )
 from .retry import PassingError, created, tried_again
+from .ssh import Connection, Host, NoSftpError, connect, is_unknown, open_channel
 from .urls import refuse_secrets, shown_url
 
 if TYPE_CHECKING:
-    from paramiko import SFTPClient, SSHClient
+    from paramiko import SFTPClient
 
 T = TypeVar("T")
-TIMEOUT_SECONDS = 60.0  # without an answer
-_CONNECT_SECONDS = 15.0
-_MAX_CHANNELS = 8  # on one connection: OpenSSH refuses more than 10
+Names = list[str]  # of files there; the class has a `list` of its own
 _BLOCK_BYTES = 4 << 20
-_SYSTEM_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
-_UNKNOWN = "not found in known_hosts"  # in the library's message
+_MAX_WORDS = 100  # of a server's own
 _FINAL_FAILURES = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
@@ -71,41 +68,21 @@ def open_sftp(url: str) -> SftpPlace:
             f"address {shown_url(url)}: needs the library paramiko; `pip install '.[ssh]'` in the "
             "checkout"
         )
-    path = unquote(parts.path)
-    root = path.removeprefix("/~/") if path.startswith("/~/") else path
-    return SftpPlace(
-        shown_url(url), host=parts.hostname, port=parts.port, user=parts.username, root=root
-    )
-
-
-@dataclass(eq=False)
-class _Connection:
-    """One connection and the channels on it that threads still hold."""
-
-    client: SSHClient
-    channels: WeakSet[SFTPClient] = field(default_factory=WeakSet)
-    max_channels: int = _MAX_CHANNELS
-
-    @property
-    def is_full(self) -> bool:
-        return len(self.channels) >= self.max_channels
-
-    @property
-    def is_alive(self) -> bool:
-        transport = self.client.get_transport()
-        return transport is not None and transport.is_active()
+    host = Host(name=parts.hostname, port=parts.port, user=parts.username)
+    path = unquote(parts.path).rstrip("/")
+    home = path == "/~" or path.startswith("/~/")
+    return SftpPlace(shown_url(url), host=host, root=f".{path[2:]}" if home else path)
 
 
 class SftpPlace(Place):
     """Keys are paths below `root` on the host. One channel a thread, several on a connection."""
 
-    def __init__(
-        self, url: str, *, host: str, port: int | None, user: str | None, root: str
-    ) -> None:
+    def __init__(self, url: str, *, host: Host, root: str) -> None:
         self.url = url
-        self._host, self._port, self._user, self._root = host, port, user, root.rstrip("/")
+        self._host, self._root = host, root
         self._lock = threading.Lock()
-        self._connections: list[_Connection] = []
+        self._connections: list[Connection] = []
+        self._failed: tuple[float, Exception] | None = None  # the last try to reach it, and when
         self._mine = threading.local()  # this thread's channel, and the connection that it is on
         self._made: set[str] = set()  # folders known to be there
 
@@ -114,7 +91,7 @@ class SftpPlace(Place):
         with self._lock:
             ended, self._connections = self._connections, []
         for connection in ended:
-            connection.client.close()
+            connection.close()
 
     def size(self, key: str) -> int | None:
         check_key(key)
@@ -136,11 +113,16 @@ class SftpPlace(Place):
     def put(self, key: str, source: bytes | Path, *, only_new: bool = False) -> bool:
         """Written beside its name, then renamed; the size is compared before."""
         check_key(key)
+        left: Names = []  # what tries that broke off may have left
         if not only_new:
-            return self._asked(key, lambda sftp: self._put(sftp, key, source))
+            with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+                return self._asked(key, lambda sftp: self._put(sftp, key, file, left))
         data = whole_of(source)
         return created(
-            self, key, data, lambda: self._once(key, lambda sftp: self._create(sftp, key, data))
+            self,
+            key,
+            data,
+            lambda: self._once(key, lambda sftp: self._create(sftp, key, data, left)),
         )
 
     def list(self, prefix: str) -> Iterator[PlacedObject]:
@@ -194,15 +176,15 @@ class SftpPlace(Place):
         require_span(self.url, key, size=start + len(block), start=start, length=num_bytes)
         return block
 
-    def _put(self, sftp: SFTPClient, key: str, source: bytes | Path) -> bool:
-        with self._written_beside(sftp, key, source) as beside:
+    def _put(self, sftp: SFTPClient, key: str, source: BinaryIO, left: Names) -> bool:
+        with self._written_beside(sftp, key, source, left) as beside:
             sftp.posix_rename(beside, self._path(key))
         return True
 
-    def _create(self, sftp: SFTPClient, key: str, data: bytes) -> bool:
+    def _create(self, sftp: SFTPClient, key: str, data: bytes, left: Names) -> bool:
         if self._size(sftp, key) is not None:
             return False
-        with self._written_beside(sftp, key, data) as beside:
+        with self._written_beside(sftp, key, BytesIO(data), left) as beside:
             try:
                 sftp.rename(beside, self._path(key))  # refuses to replace
             except OSError:
@@ -212,19 +194,30 @@ class SftpPlace(Place):
         return True
 
     @contextlib.contextmanager
-    def _written_beside(self, sftp: SFTPClient, key: str, source: bytes | Path) -> Iterator[str]:
-        """A file of these bytes beside the one meant, which is gone at the end if still there."""
+    def _written_beside(
+        self, sftp: SFTPClient, key: str, source: BinaryIO, left: Names
+    ) -> Iterator[str]:
+        """A file of these bytes beside the one meant, which is gone at the end if still there.
+
+        Each try has a name of its own: the server may still be writing what an earlier one sent.
+        left: names of earlier tries, which are removed too.
+        """
         path = self._path(key)
         self._make_folder(sftp, posixpath.dirname(path))
         folder, name = posixpath.split(path)
         beside = f"{folder}/.{name[:80]}.{secrets.token_hex(6)}.tmp"
+        left.append(beside)
+        source.seek(0)
         try:
-            with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-                sftp.putfo(file, beside, confirm=True)
+            sftp.putfo(source, beside, confirm=True)
             yield beside
+        except FileNotFoundError:
+            self._made.clear()
+            raise PassingError(f"{self.url}/{key}: its folder went away meanwhile") from None
         finally:
-            with contextlib.suppress(OSError, EOFError):
-                sftp.remove(beside)
+            for each in left:
+                with contextlib.suppress(OSError, EOFError):
+                    sftp.remove(each)
 
     def _make_folder(self, sftp: SFTPClient, path: str) -> None:
         if path in self._made or path in ("", "/"):
@@ -253,32 +246,50 @@ class SftpPlace(Place):
             raise self._translated(key, error) from None
 
     def _channel(self) -> SFTPClient:
-        """This thread's channel, opened when it has none on a connection that is still used."""
-        mine: tuple[_Connection, SFTPClient] | None = getattr(self._mine, "channel", None)
+        """This thread's channel, opened when it has none on a connection that is still used.
+
+        Where the host was tried in vain while this thread waited for its turn, that was its try:
+        else as many threads as there are would wait for a silent host, one after the other.
+        """
+        mine: tuple[Connection, SFTPClient] | None = getattr(self._mine, "channel", None)
+        if mine is not None and mine[0] in self._connections:
+            return mine[1]
+        asked = time.monotonic()
         with self._lock:
-            if mine is not None and mine[0] in self._connections:
-                return mine[1]
-            self._mine.channel = opened = self._new_channel()
+            if self._failed is not None and self._failed[0] > asked:
+                raise self._failed[1]
+            try:
+                self._mine.channel = opened = self._new_channel()
+            except Exception as error:
+                self._failed = time.monotonic(), error
+                raise
         return opened[1]
 
-    def _new_channel(self) -> tuple[_Connection, SFTPClient]:
+    def _new_channel(self) -> tuple[Connection, SFTPClient]:
         """A channel on a connection that has room, or on a new one. The lock is held."""
         import paramiko
 
         for connection in self._connections:
             if not connection.is_full and connection.is_alive:
                 try:
-                    return connection, _open_channel(connection)
+                    return connection, open_channel(connection)
                 except paramiko.ChannelException:  # this host allows fewer
                     connection.max_channels = len(connection.channels)
-        connection = _Connection(_connect(self._host, self._port, self._user))
+                except (paramiko.SSHException, EOFError, OSError):  # it breaks, or is silent
+                    connection.max_channels = 0
+        connection = connect(self._host)
         try:
-            opened = connection, _open_channel(connection)
-        except Exception:
-            connection.client.close()
+            opened = connection, open_channel(connection)
+        except BaseException:
+            connection.close()
             raise
         self._connections.append(connection)
         return opened
+
+    def _is_open(self) -> bool:
+        mine: tuple[Connection, SFTPClient] | None = getattr(self._mine, "channel", None)
+        channel = None if mine is None else mine[1].get_channel()
+        return channel is not None and not channel.closed
 
     def _leave(self, *, connection_too: bool) -> None:
         """Give up this thread's channel; its connection when asked to, or when that has ended.
@@ -286,20 +297,20 @@ class SftpPlace(Place):
         Never another: a thread that learns late of a broken connection would end the one that
         the others have opened since.
         """
-        mine: tuple[_Connection, SFTPClient] | None = getattr(self._mine, "channel", None)
+        mine: tuple[Connection, SFTPClient] | None = getattr(self._mine, "channel", None)
         self._mine.channel = None
         if mine is None:
             return
         connection, sftp = mine
-        with contextlib.suppress(OSError, EOFError):
-            sftp.close()
+        connection.channels.discard(sftp)
+        if connection.is_alive and not connection_too:
+            with contextlib.suppress(OSError, EOFError):
+                sftp.close()
+            return
         with self._lock:
-            connection.channels.discard(sftp)
-            if connection.is_alive and not connection_too:
-                return
             if connection in self._connections:
                 self._connections.remove(connection)
-        connection.client.close()
+        connection.close()  # not the channel before it: a silent host takes no farewell
 
     def _translated(self, key: str, error: Exception) -> Exception:
         import paramiko
@@ -309,34 +320,46 @@ class SftpPlace(Place):
             return missing(self.url, key)
         if isinstance(error, OSError) and error.errno in _FINAL_FAILURES:
             return RemoteError(f"{name}: {_FINAL_FAILURES[error.errno]}")
-        if isinstance(error, paramiko.BadHostKeyException):
-            return RemoteError(
-                f"{name}: the host shows another key than the one in known_hosts; ask its "
-                "administrator before you trust it"
+        if type(error) is OSError and error.errno is None and self._is_open():
+            # What the protocol has no code for.
+            words = visible(first_line(error)[:_MAX_WORDS])
+            return PassingError(
+                f"{name}: the server failed, saying {words!r}; is its disk or a quota full?"
             )
-        if isinstance(error, paramiko.AuthenticationException):
-            return RemoteError(
-                f"{name}: the host takes none of your keys; try `ssh {self._host}`, and add the "
-                "key to the agent or to ~/.ssh/config"
-            )
-        if _UNKNOWN in str(error):
-            return RemoteError(
-                f"{name}: the host is not in known_hosts; run `ssh {self._host}` once and compare "
-                "the key that it shows"
-            )
-        if isinstance(error, (paramiko.SSHException, EOFError, socket.error)):
+        if isinstance(error, paramiko.SSHException) or is_unknown(error):
+            final = _refusal(error, self._host.name)
+            if final is not None:
+                return RemoteError(f"{name}: {final}")
+        if isinstance(error, NoSftpError):
+            return RemoteError(f"{name}: {error}")
+        if isinstance(error, paramiko.SFTPError):
+            return RemoteError(f"{name}: the server's answer is no SFTP")
+        if isinstance(error, (paramiko.SSHException, EOFError, OSError)):
             self._leave(connection_too=isinstance(error, TimeoutError))
             return PassingError(f"{name}: {_words(error)}")
         return error
 
 
-def _open_channel(connection: _Connection) -> SFTPClient:
-    sftp = connection.client.open_sftp()
-    channel = sftp.get_channel()
-    if channel is not None:
-        channel.settimeout(TIMEOUT_SECONDS)
-    connection.channels.add(sftp)
-    return sftp
+def _refusal(error: Exception, host: str) -> str | None:
+    """Why the host will not be used however often it is tried; None where it may be."""
+    import paramiko
+
+    if isinstance(error, paramiko.BadHostKeyException):
+        return (
+            "the host shows another key than the one in known_hosts; ask its administrator before "
+            "you trust it"
+        )
+    if isinstance(error, paramiko.AuthenticationException):
+        return (
+            f"the host takes none of your keys; try `ssh {host}`, and add the key to the agent or "
+            "to ~/.ssh/config"
+        )
+    if is_unknown(error):
+        return (
+            f"the host is not in known_hosts; run `ssh {host}` once and compare the key that it "
+            "shows"
+        )
+    return None
 
 
 def _words(error: Exception) -> str:
@@ -346,6 +369,8 @@ def _words(error: Exception) -> str:
         return "no such host, or no network"
     if isinstance(error, ConnectionError) or "Unable to connect" in str(error):
         return "the host takes no connection"
+    if "banner" in str(error):  # the first line of the protocol
+        return "nothing there speaks SSH in time"
     return f"the connection or the server failed ({type(error).__name__})"
 
 
@@ -361,58 +386,3 @@ def _entries(sftp: SFTPClient, path: str) -> list[Any]:
         return list(sftp.listdir_attr(path))
     except FileNotFoundError:
         return []
-
-
-def _connect(host: str, port: int | None, user: str | None) -> SSHClient:
-    import paramiko
-
-    known = paramiko.SSHConfig()
-    with contextlib.suppress(FileNotFoundError):
-        known = paramiko.SSHConfig.from_path(str(Path("~/.ssh/config").expanduser()))
-    found = known.lookup(host)
-    if found.get("proxyjump", "none") != "none":
-        raise UsageError(
-            f"host {host}: ~/.ssh/config reaches it by ProxyJump, which is not understood; "
-            "write it as ProxyCommand ssh -W %h:%p JUMPHOST"
-        )
-    client = paramiko.SSHClient()
-    client.set_missing_host_key_policy(paramiko.RejectPolicy())
-    files = found.get("userknownhostsfile", "").split() or ["~/.ssh/known_hosts"]
-    for file in (*(Path(name).expanduser() for name in files), _SYSTEM_KNOWN_HOSTS):
-        if file.is_file():
-            client.load_system_host_keys(str(file))
-    proxy = found.get("proxycommand", "none")
-    try:
-        client.connect(
-            found.get("hostname", host),
-            port=port or int(found.get("port", 22)),
-            username=user or found.get("user"),
-            key_filename=[str(Path(name).expanduser()) for name in found.get("identityfile", [])],
-            timeout=_CONNECT_SECONDS,
-            banner_timeout=_CONNECT_SECONDS,
-            auth_timeout=_CONNECT_SECONDS,
-            channel_timeout=_CONNECT_SECONDS,
-            sock=None if proxy == "none" else paramiko.ProxyCommand(proxy),
-        )
-        _send_at_once(client)
-    except paramiko.SSHException as error:
-        known = not isinstance(error, paramiko.BadHostKeyException) and _UNKNOWN not in str(error)
-        refused = known and _is_refused(client)
-        client.close()
-        if refused:
-            raise paramiko.AuthenticationException(str(error)) from None
-        raise
-    return client
-
-
-def _is_refused(client: SSHClient) -> bool:
-    """Did the host answer and take no key? The library then raises whatever its last try did."""
-    transport = client.get_transport()
-    return transport is not None and transport.is_active() and not transport.is_authenticated()
-
-
-def _send_at_once(client: SSHClient) -> None:
-    """Small requests wait for no answer to earlier ones: 40 ms each otherwise."""
-    transport = client.get_transport()
-    if transport is not None and isinstance(transport.sock, socket.socket):
-        transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -26,7 +26,11 @@ _SECRET = re.compile(
         (?: bearer\s+ | basic\s+ )? [^\s"'&,;<>)}\]]+"""
 )
 # What the libraries take for credentials; a message that quotes one is cleaned of it.
-_SECRET_VARIABLES = re.compile(r"(?i)(SECRET|TOKEN|PASSWORD|ACCESS_KEY|ACCOUNT_KEY|SAS|CREDENTIAL)")
+# Not the names of files.
+_SECRET_VARIABLES = re.compile(
+    r"(?i)(?!.*(?:_FILE|_PATH|APPLICATION_CREDENTIALS)$)"
+    r".*(?:SECRET|TOKEN|PASSWORD|(?:ACCESS|ACCOUNT|MASTER|ENCRYPTION)_KEY|SAS|CREDENTIAL)"
+)
 _LEAST_SECRET = 6  # characters: shorter values would blank out words
 
 
@@ -99,7 +103,7 @@ def without_secrets(text: str) -> str:
     """A library's message without credentials: addresses cut as `shown_url` does, values of
     headers, and what the environment holds as a secret."""
     for name, value in os.environ.items():
-        if len(value) >= _LEAST_SECRET and _SECRET_VARIABLES.search(name):
+        if len(value) >= _LEAST_SECRET and _SECRET_VARIABLES.match(name):
             text = text.replace(value, "…")
     text = _ADDRESS.sub(lambda match: shown_url(match[0]), text)
     return _SECRET.sub(lambda match: f"{match[1]}…", text)

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from ..cache import parse_spec
 from ..catalog import CATALOG, MAX_CATALOG_BYTES, READERS, CatalogRow, parse_catalog, parse_row
+from ..directory import parse_spec
 from ..errors import CacheFormatError, UsageError
 from ..files import MAX_JSON_BYTES, unseal
 from ..keys import KEY_PATTERN, fan, is_task_path

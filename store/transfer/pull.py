@@ -19,8 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cache import Cache, create_cache, ensure_groups, find_cache, open_cache, spec_bytes
+from ..cache import Cache, create_cache, find_cache, open_cache
 from ..catalog import load_snapshot
+from ..commits import put_record, read_committed, record_bytes
+from ..directory import ensure_groups, spec_bytes
 from ..errors import (
     CacheFormatError,
     DamagedEntryError,
@@ -29,11 +31,7 @@ from ..errors import (
     Vis4merError,
 )
 from ..files import (
-    create_exclusive,
-    read_sealed,
-    seal,
     storage_errors,
-    unseal,
     write_atomic,
 )
 from ..records import EntryRecord, record_path
@@ -317,16 +315,13 @@ class _Pull:
         cache.clear_failure(copy.record.id)
 
     def _commit_new(self, record: EntryRecord, cache: Cache) -> None:
-        path = record_path(self._root, record.key)
-        name, data = str(path), seal(record.to_json())
-        # What could not be read back is never committed.
-        EntryRecord.from_json(unseal(data, name=name), spec=cache.spec, name=name)
-        if create_exclusive(path, data):
+        data = record_bytes(self._root, record, cache.spec)
+        if put_record(self._root, record.key, data, cache.spec, overwrite=False):
             return
         try:
-            stands = EntryRecord.from_json(read_sealed(path), spec=cache.spec, name=name)
+            stands = read_committed(self._root, record.key, cache.spec)
         except CacheFormatError:  # damaged, as it was before
-            write_atomic(path, data)
+            write_atomic(record_path(self._root, record.key), data)
             return
         if not holds_values(stands, record):
             raise Vis4merError(

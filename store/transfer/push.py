@@ -14,22 +14,21 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ..cache import Cache, open_cache, parse_spec, spec_bytes
+from ..cache import Cache, open_cache
 from ..catalog import CATALOG, catalog_bytes
-from ..errors import CacheFormatError, DamagedEntryError, UsageError
+from ..directory import parse_spec, spec_bytes
+from ..errors import CacheFormatError, UsageError
 from ..files import canonical_json, seal
 from ..keys import fan
 from ..layout import group_metadata
 from ..packs import (
     DEFAULT_PACK_BYTES,
     UnsoundEntryError,
-    is_packable,
     lay_out,
-    plan_packs,
     write_pack,
 )
 from ..provenance import without_private
@@ -42,25 +41,16 @@ from ..wording import first_line
 from .card import CARD, card_for, is_generated
 from .contents import find_contents, read_bounded, read_contents, record_key, table_key
 from .leaving import SMALL_BYTES, object_to_send, scratch_file, sent_before
+from .parcels import Parcel, parcels_of
 from .plan import EntryCopy, plan_copy
 from .running import OnTransfer, Tally, TransferFailure, TransferSummary, at_once
 from .selection import Selection, lacks_some, narrowed
 
 JOBS = 8
 PACK_BYTES = DEFAULT_PACK_BYTES
-_MANY = 256  # videos of one batch, for a place that takes many objects in one commit
-_MANY_BYTES = 2_000_000_000
 _LOOKS = 3  # at the place, while others push there too
 # What may stand at a place before a cache does.
 _OTHERS = re.compile(r"\..*|README[^/]*|LICEN[CS]E[^/]*|NOTICE[^/]*", re.IGNORECASE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Parcel:
-    """Entries that travel together: their objects, then their records. packed: in one object."""
-
-    copies: tuple[EntryCopy, ...]
-    packed: bool = False
 
 
 def push_cache(
@@ -230,9 +220,16 @@ class _Push:
     ) -> list[str]:
         copied: list[str] = []
         jobs = 1 if self._place.commits else jobs  # commits at once would turn each other away
-        parcels = list(self._parcels(copies))
+        parcels = list(
+            parcels_of(
+                copies,
+                self._cache.backing,
+                pack_bytes=self._pack_bytes,
+                in_commits=self._place.commits,
+            )
+        )
         while parcels:
-            again: list[_Parcel] = []
+            again: list[Parcel] = []
             with contextlib.closing(
                 at_once(lambda parcel: self._send(parcel, tally), parcels, jobs=jobs, stop=stop)
             ) as ended:
@@ -246,61 +243,30 @@ class _Push:
             parcels = again
         return copied
 
-    def _parcels(self, copies: Sequence[EntryCopy]) -> Iterator[_Parcel]:
-        """Packs, if any are made; loose is what cannot be packed or widens a loose entry there."""
-        packable = set() if self._pack_bytes is None else self._packable(copies)
-        large_first = sorted(copies, key=lambda copy: -copy.num_bytes)  # so that none is waited for
-        loose = [copy for copy in large_first if copy.record.key not in packable]
-        if self._pack_bytes is not None:
-            by_key = {copy.record.key: copy for copy in copies if copy.record.key in packable}
-            for records in plan_packs([c.record for c in by_key.values()], self._pack_bytes):
-                chosen = tuple(by_key[record.key] for record in records)
-                yield _Parcel(copies=chosen, packed=True)
-        most, most_bytes = (_MANY, _MANY_BYTES) if self._place.commits else (1, 0)
-        parcel: list[EntryCopy] = []
-        for copy in loose:
-            full = len(parcel) == most or sum(c.num_bytes for c in parcel) > most_bytes
-            if parcel and full:
-                yield _Parcel(copies=tuple(parcel))
-                parcel = []
-            parcel.append(copy)
-        if parcel:
-            yield _Parcel(copies=tuple(parcel))
-
-    def _packable(self, copies: Sequence[EntryCopy]) -> set[str]:
-        """The keys of what may lie in packs; also of damaged entries, which fail on the way."""
-        keys: set[str] = set()
-        for copy in copies:
-            with contextlib.suppress(DamagedEntryError):
-                if copy.extends or not is_packable(self._cache.backing, copy.source):
-                    continue
-            keys.add(copy.record.key)
-        return keys
-
-    def _without(self, parcel: _Parcel, error: UnsoundEntryError) -> list[_Parcel]:
+    def _without(self, parcel: Parcel, error: UnsoundEntryError) -> list[Parcel]:
         """What is left of a parcel that one of its entries has spoilt."""
         reason = first_line(error)
         self._failures.append(TransferFailure(id=error.entry_id, reason=reason))
         left = tuple(copy for copy in parcel.copies if copy.record.id != error.entry_id)
         return [replace(parcel, copies=left)] if left else []
 
-    def _send(self, parcel: _Parcel, tally: Tally) -> None:
+    def _send(self, parcel: Parcel, tally: Tally) -> None:
         """All objects of a parcel, then its records."""
         with contextlib.ExitStack() as scratch:
             if parcel.packed:
                 items, records = self._packed(parcel, scratch)
-                found = 0 if items else sum(copy.num_bytes for copy in parcel.copies)
+                found = 0 if items else parcel.num_bytes
             else:
                 items, found = self._loose(parcel, scratch)
                 records = [copy.record for copy in parcel.copies]
             self._place.put_many(items)
             self._place.put_many([(record_key(r.key), seal(r.to_json())) for r in records])
-        moved = sum(copy.num_bytes for copy in parcel.copies) - found
+        moved = parcel.num_bytes - found
         tally.moved(found, found=True)
         tally.moved(moved, videos=len(parcel.copies))
 
     def _loose(
-        self, parcel: _Parcel, scratch: contextlib.ExitStack
+        self, parcel: Parcel, scratch: contextlib.ExitStack
     ) -> tuple[list[tuple[str, bytes | Path]], int]:
         """Objects to send, and the bytes of those that an earlier push has left there."""
         items: list[tuple[str, bytes | Path]] = []
@@ -318,7 +284,7 @@ class _Push:
         return items, found
 
     def _packed(
-        self, parcel: _Parcel, scratch: contextlib.ExitStack
+        self, parcel: Parcel, scratch: contextlib.ExitStack
     ) -> tuple[list[tuple[str, bytes | Path]], list[EntryRecord]]:
         """One object of all entries. An earlier push may have left the very same one there."""
         by_id = {copy.record.id: copy.record for copy in parcel.copies}

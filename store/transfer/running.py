@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from ..errors import UsageError, Vis4merError
+from ..errors import UsageError, Vis4merError, exit_code_of
 from ..files import StorageError
 from ..remote.place import MissingObjectError, RemoteError, TornObjectError
 
@@ -81,11 +81,8 @@ class TransferSummary:
     @property
     def exit_code(self) -> int:
         """0 when all that was asked is there, 3 when some failed, 1 when all did or on a stop."""
-        if self.left:
-            return 1
-        if not self.failures:
-            return 0
-        return 3 if self.copied or self.present else 1
+        done = bool(self.copied or self.present)
+        return exit_code_of(failed=self.failures, done=done, interrupted=self.left > 0)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "exit_code": self.exit_code}

@@ -11,17 +11,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from .cache import spec_bytes
-from .errors import CacheFormatError, EntryNotFoundError, UsageError
-from .failures import FailureRecord
-from .files import canonical_json, read_sealed_in
-from .keys import KEY_PATTERN, entry_key, fan
-from .layout import group_metadata
+from ..directory import spec_bytes
+from ..errors import CacheFormatError, EntryNotFoundError, UsageError
+from ..failures import FailureRecord
+from ..files import canonical_json, read_sealed_in
+from ..keys import KEY_PATTERN, entry_key, fan
+from ..layout import group_metadata
+from ..records import RECORDS, EntryRecord, record_path
+from ..standing import replace_damaged
+from ..verify import entry_problems, is_refusal, read_record, require_group
 from .lost import id_of_attempts, is_sealed, known_records, stray_record
-from .mending import Mending, holds
-from .records import RECORDS, EntryRecord, record_path
-from .standing import replace_damaged
-from .verify import entry_problems, is_refusal, read_record, require_group
+from .steps import Mending, holds
 
 State = Literal["sound", "damaged", "missing", "unclear"]
 

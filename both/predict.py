@@ -1,4 +1,4 @@
-"""From a video file to a prediction: the one place where both stages meet outside the demo.
+"""From a video file to a prediction: both stages, joined by a cache as everywhere else.
 
 `predict_videos` extracts into temporary caches with the run's own CacheSpec and decodes from them,
 as training did. `stream_videos` reads frame by frame in constant memory. A run directory may be a
@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .store.errors import UsageError
-from .store.spec import CacheSpec
+from ..store.errors import UsageError
+from ..store.spec import CacheSpec
 
 if TYPE_CHECKING:
-    from .decode.judging.predict import EntryPrediction
-    from .decode.judging.stream import StreamPrediction, StreamPredictor
-    from .decode.runs.run import Run
-    from .extract.backbones.loading import Backbone
-    from .extract.readers.base import VideoStream
-    from .extract.sources import VideoSource
-    from .extract.stages.progress import DamagedVideo
-    from .store.cache import Cache
-    from .store.failures import FailureRecord
+    from ..decode.judging.predict import EntryPrediction
+    from ..decode.judging.stream import StreamPrediction, StreamPredictor
+    from ..decode.runs.run import Run
+    from ..extract.backbones.loading import Backbone
+    from ..extract.readers.base import VideoStream
+    from ..extract.sources import VideoSource
+    from ..extract.stages.progress import DamagedVideo
+    from ..store.cache import Cache
+    from ..store.failures import FailureRecord
 
 GROUP_VIDEOS = 16
 """So many videos' tokens are on the disk (in TMPDIR) at once, however many are predicted."""
@@ -87,9 +87,9 @@ def predict_videos(
     Raises UsageError for a device that is not here or a video that does not exist, before anything
     is read.
     """
-    from .decode.device import Compute
-    from .decode.judging.walk import require_walks
-    from .extract.sources import resolve_sources
+    from ..decode.device import Compute
+    from ..decode.judging.walk import require_walks
+    from ..extract.sources import resolve_sources
 
     tell = on_phase or (lambda _: None)
     opened = _opened(run)
@@ -135,10 +135,10 @@ def _predict_group(
     where: str,
 ) -> VideoPredictions:
     """Predict videos through a cache that is gone afterwards."""
-    from .decode.judging.predict import predict_entries
-    from .extract.readers import get_reader
-    from .extract.stages.pipeline import fill_cache
-    from .store.cache import create_cache
+    from ..decode.judging.predict import predict_entries
+    from ..extract.readers import get_reader
+    from ..extract.stages.pipeline import fill_cache
+    from ..store.cache import create_cache
 
     place = {source.id: i for i, source in enumerate(sources)}
     with tempfile.TemporaryDirectory(prefix="vis4mer-predict-") as folder:
@@ -180,8 +180,8 @@ def stream_videos(
             if isinstance(event, StreamedFrame):
                 print(event.prediction)
     """
-    from .decode.judging.stream import StreamPredictor
-    from .extract.sources import resolve_sources
+    from ..decode.judging.stream import StreamPredictor
+    from ..extract.sources import resolve_sources
 
     opened = _opened(run)
     _require_streamable(opened)
@@ -203,7 +203,7 @@ def stream_video(
     events = stream_videos([video], run, backbone=backbone, weights=weights, device=device)
 
     def predictions() -> Iterator[StreamPrediction]:
-        from .extract.readers import VideoError
+        from ..extract.readers import VideoError
 
         for event in events:
             if isinstance(event, StreamedFrame):
@@ -227,8 +227,8 @@ def _require_streamable(run: Run) -> None:
 def _events(
     sources: Sequence[VideoSource], spec: CacheSpec, backbone: Backbone, predictor: StreamPredictor
 ) -> Iterator[StreamedFrame | StreamedVideo]:
-    from .extract.readers import VideoError, get_reader
-    from .extract.sampling import moments_of
+    from ..extract.readers import VideoError, get_reader
+    from ..extract.sampling import moments_of
 
     reader = get_reader(spec.reader)
     for video in sources:
@@ -253,7 +253,7 @@ def _predicted(
     stream: VideoStream, backbone: Backbone, predictor: StreamPredictor
 ) -> Iterator[StreamPrediction]:
     """A prediction for every frame of an open video."""
-    from .extract.backbones.preprocess import resize_frames
+    from ..extract.backbones.preprocess import resize_frames
 
     for batch in stream:
         tokens = backbone.encode(resize_frames(batch.frames, backbone.preprocess))
@@ -270,7 +270,7 @@ def load_backbone_of(
 
     Raises UsageError when it has to be named again, FingerprintError when it is another one.
     """
-    from .extract.backbones.again import load_backbone_again
+    from ..extract.backbones.again import load_backbone_again
 
     _require_known(run, run.about.spec)
     return load_backbone_again(
@@ -294,6 +294,6 @@ def _require_known(run: Run, spec: CacheSpec) -> None:
 
 
 def _opened(run: Run | str | Path) -> Run:
-    from .decode.runs.run import open_run
+    from ..decode.runs.run import open_run
 
     return open_run(run) if isinstance(run, (str, Path)) else run

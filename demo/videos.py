@@ -6,7 +6,7 @@
 It takes the way that one's own videos take: a folder of files and a CSV of labels, `extract`,
 `train-decoder`, `predict`. Only the backbone has no training at all (random weights, so that
 nothing is downloaded), and the labels are such that a decoder must know what came before what; see
-`demo_clips`. Run again, it goes on where it stopped. Knows nothing of how a person is told.
+`clips`. Run again, it goes on where it stopped. Knows nothing of how a person is told.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .demo_clips import NUM_TWINS, write_clips
-from .store.errors import Vis4merError
-from .store.tasks import Split
+from ..store.errors import Vis4merError
+from ..store.tasks import Split
+from .clips import NUM_TWINS, write_clips
 
 if TYPE_CHECKING:
-    from .decode.training.progress import TrainProgress
-    from .extract.annotations.table import LabelledVideos
-    from .extract.stages.progress import ExtractProgress, ExtractSummary
-    from .store.cache import Cache
+    from ..decode.training.progress import TrainProgress
+    from ..extract.annotations.table import LabelledVideos
+    from ..extract.stages.progress import ExtractProgress, ExtractSummary
+    from ..store.cache import Cache
 
 BACKBONE = "vit_tiny_patch16_224@64"
 TOKENS = "60x1x1"  # one token a frame: the mean of its 4 × 4 patches
@@ -165,7 +165,7 @@ def run_demo(
 
 
 def _read_labels(labels: Path) -> LabelledVideos:
-    from .extract.annotations.table import read_table
+    from ..extract.annotations.table import read_table
 
     return read_table(labels)
 
@@ -174,10 +174,10 @@ def _extract(
     labelled: LabelledVideos, path: Path, *, seed: int, device: str, report: Report
 ) -> Cache:
     """The cache of all clips and of the task."""
-    from .extract.backbones.loading import cache_spec, load_backbone
-    from .extract.readers import get_reader
-    from .extract.stages.pipeline import fill_cache
-    from .store.cache import create_cache
+    from ..extract.backbones.loading import cache_spec, load_backbone
+    from ..extract.readers import get_reader
+    from ..extract.stages.pipeline import fill_cache
+    from ..store.cache import create_cache
 
     report(f"extracting tokens into {path} with {BACKBONE}")
     report(f"  its weights are random (seed {seed}): nothing is downloaded, nothing was learned")
@@ -240,8 +240,8 @@ def _train(
     device: str,
     report: Report,
 ) -> DecoderScore:
-    from .decode.config import DecoderConfig, OptimizerConfig, TrainConfig
-    from .decode.train import train_decoder
+    from ..decode.config import DecoderConfig, OptimizerConfig, TrainConfig
+    from ..decode.train import train_decoder
 
     config = TrainConfig(
         task=task,
@@ -275,8 +275,8 @@ def _predict_first(
     labelled: LabelledVideos, run: Path, *, device: str, report: Report
 ) -> HeldOutPrediction:
     """Predict the first test video from its file, as `vis4mer predict` does."""
-    from .decode.runs.run import open_run
-    from .predict import predict_videos
+    from ..both.predict import predict_videos
+    from ..decode.runs.run import open_run
 
     row = labelled.table.split("test")[0]
     video = next(video.path for video in labelled.videos if video.id == row.id)

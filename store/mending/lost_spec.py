@@ -13,14 +13,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .cache import Cache, is_sealed_spec, open_cache, read_spec
-from .diff import differing_values
-from .errors import CacheFormatError, EntryNotFoundError
-from .files import read_json_bytes
-from .records import RECORDS, EntryRecord
-from .spec import CacheSpec, joined_spec
-from .verify import read_record, record_files
-from .wording import first_line
+from ..cache import Cache, open_cache
+from ..diff import differing_values
+from ..directory import is_sealed_spec, read_spec
+from ..errors import CacheFormatError, EntryNotFoundError
+from ..files import read_json_bytes
+from ..records import RECORDS, EntryRecord
+from ..spec import CacheSpec, joined_spec
+from ..verify import read_record, record_files
+from ..wording import first_line
 
 
 def open_to_repair(path: str | Path, mirrors: Sequence[Cache]) -> Cache:

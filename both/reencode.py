@@ -3,66 +3,38 @@
     reencode_sample(open_cache("lvu.zarr"), 20, videos=["videos"])    # a wrong decoder shows here
     extract_again(cache, lost, videos=["videos"])                     # after a repair
 
-The other place, beside `predict`, where a cache and a backbone meet. A cache may be a colleague's:
-the files that it names are looked for only in the folders that the caller gives, by name and by
-SHA-256; what it says of its backbone is used as `load_backbone_again` says.
+A cache may be a colleague's: the files that it names are looked for only in the folders that the
+caller gives, by name and by SHA-256; what it says of its backbone is used as `load_backbone_again`
+says.
 """
 
 from __future__ import annotations
 
-import math
 import random
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from .store.cache import Cache, create_cache
-from .store.errors import UsageError
-from .store.quantise import decoded_dtype
-from .store.records import SourceRecord
-from .store.spec import CacheSpec
-from .store.tasks import extent_of, video_of
+from ..store.cache import Cache, create_cache
+from ..store.errors import UsageError
+from ..store.records import SourceRecord
+from ..store.spec import CacheSpec
+from ..store.tasks import extent_of, video_of
+from .compare import ReencodedVideo, compare_entries
 
 if TYPE_CHECKING:
-    from .extract.backbones.loading import Backbone
-    from .extract.readers.base import Reader
-    from .extract.sources import VideoSource
-    from .extract.stages.progress import ExtractSummary
+    from ..extract.backbones.loading import Backbone
+    from ..extract.readers.base import Reader
+    from ..extract.sources import VideoSource
+    from ..extract.stages.progress import ExtractSummary
 
 GROUP_VIDEOS = 8
 """So many videos' tokens are on the disk (in TMPDIR) at once, however many are compared."""
-TIMES_TOLERANCE_SECONDS = 2e-6  # times are stored to the microsecond
-_BLOCK_BYTES = 64 << 20
 
 OnPhase = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReencodedVideo:
-    """One video that was extracted again, compared with what the cache holds.
-
-    num_frames: stored frames. new_frames: of the extraction now. times_equal: whether they are of
-    the same moments. equal_frames: whose values are the same to the last bit. worst: the largest
-    relative L2 distance of a frame, |new - stored| / |stored| over all its tokens, of the array and
-    the frame named; None where the frames are not as many.
-    """
-
-    id: str
-    num_frames: int
-    new_frames: int
-    times_equal: bool
-    equal_frames: int
-    worst: float | None
-    worst_array: str | None
-    worst_frame: int | None
-
-    def within(self, tolerance: float) -> bool:
-        return self.times_equal and self.worst is not None and self.worst <= tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +110,7 @@ def reencode_sample(
     Raises UsageError when none of them is there, when the tokens were imported or for a device that
     is not here, FingerprintError when the backbone is another one now.
     """
-    from .extract.readers import get_reader
+    from ..extract.readers import get_reader
 
     tell = on_phase or (lambda _: None)
     if count < 1:
@@ -177,7 +149,7 @@ def require_again(
     weights: str | None = None,
 ) -> None:
     """UsageError for what `extract_again` would refuse, before anything is loaded or let go."""
-    from .extract.backbones.again import require_named
+    from ..extract.backbones.again import require_named
 
     _Folders(videos)
     require_named(cache.spec, has=_has(cache), backbone=backbone, weights=weights)
@@ -199,8 +171,8 @@ def extract_again(
     lost: ids and the files that they were made from; of None any file of that name is taken. Other
     arguments and errors as for `reencode_sample`.
     """
-    from .extract.readers import get_reader
-    from .extract.stages.pipeline import fill_cache
+    from ..extract.readers import get_reader
+    from ..extract.stages.pipeline import fill_cache
 
     tell = on_phase or (lambda _: None)
     loaded = _load(cache, backbone=backbone, weights=weights, device=device, tell=tell)
@@ -218,7 +190,7 @@ def extract_again(
 def _load(
     cache: Cache, *, backbone: str | None, weights: str | None, device: str, tell: OnPhase
 ) -> Backbone:
-    from .extract.backbones.again import load_backbone_again
+    from ..extract.backbones.again import load_backbone_again
 
     tell("loading the backbone")
     return load_backbone_again(
@@ -239,7 +211,7 @@ class _Folders:
     """The video files below some folders. UsageError for one that is not there, or for none."""
 
     def __init__(self, folders: Sequence[str | Path]) -> None:
-        from .extract.annotations.index import VideoIndex
+        from ..extract.annotations.index import VideoIndex
 
         if not folders:
             raise UsageError("it is not said where the videos are; add --videos DIR")
@@ -249,7 +221,7 @@ class _Folders:
         self, spec: CacheSpec, entry_id: str, recorded: SourceRecord | None
     ) -> VideoSource | None:
         """The file that an entry was made from, found by name and told by its SHA-256."""
-        from .extract.sources import VideoSource
+        from ..extract.sources import VideoSource
 
         start, end = extent_of(entry_id) if spec.sampling.needs_extent else (None, None)
         for path in self._candidates(video_of(entry_id, spec.sampling), recorded):
@@ -271,7 +243,7 @@ class _Folders:
 
 
 def _is_file(path: Path, recorded: SourceRecord) -> bool:
-    from .extract.planning.plan import SourceError, hash_file
+    from ..extract.planning.plan import SourceError, hash_file
 
     try:
         return path.stat().st_size == recorded.size and hash_file(path) == recorded.sha256
@@ -301,7 +273,7 @@ def _compare_group(
     cache: Cache, sources: Sequence[VideoSource], backbone: Backbone, reader: Reader
 ) -> tuple[list[ReencodedVideo], dict[str, str]]:
     """Extract some videos into a cache that is gone afterwards, and compare each."""
-    from .extract.stages.pipeline import fill_cache
+    from ..extract.stages.pipeline import fill_cache
 
     with tempfile.TemporaryDirectory(prefix="vis4mer-reencode-") as folder:
         again = create_cache(Path(folder) / "again.zarr", cache.spec)
@@ -309,63 +281,3 @@ def _compare_group(
         failures = {failure.id: failure.reason for failure in summary.failures}
         done = [source.id for source in sources if source.id in again]
         return [compare_entries(cache, again, entry_id) for entry_id in done], failures
-
-
-def compare_entries(stored: Cache, new: Cache, entry_id: str) -> ReencodedVideo:
-    """The values of one video in two caches of one spec, frame by frame."""
-    old, made = stored.record(entry_id), new.record(entry_id)
-    times_equal = len(old.pts_seconds) == len(made.pts_seconds) and bool(
-        np.allclose(old.pts_seconds, made.pts_seconds, rtol=0, atol=TIMES_TOLERANCE_SECONDS)
-    )
-    found = ReencodedVideo(
-        id=entry_id,
-        num_frames=old.num_frames,
-        new_frames=made.num_frames,
-        times_equal=times_equal,
-        equal_frames=0,
-        worst=None,
-        worst_array=None,
-        worst_frame=None,
-    )
-    arrays = [array for array in old.token_arrays if array in made.arrays]
-    if old.num_frames != made.num_frames or not arrays:
-        return found
-    equal = np.ones(old.num_frames, dtype=bool)  # T
-    worst, where = -1.0, (arrays[0], 0)
-    for array in arrays:
-        for frames in _blocks(stored.spec, array, old.num_frames):
-            a = stored.read(entry_id, array, frames).astype(np.float32)  # t S D
-            b = new.read(entry_id, array, frames).astype(np.float32)
-            equal[frames.start : frames.stop] &= (a == b).all(axis=(1, 2))
-            distances = _relative_distance(a, b)  # t
-            if distances.max() > worst:
-                worst = float(distances.max())
-                where = (array, frames.start + int(distances.argmax()))
-    return replace(
-        found,
-        equal_frames=int(equal.sum()),
-        worst=worst,
-        worst_array=where[0],
-        worst_frame=where[1],
-    )
-
-
-def _relative_distance(
-    stored: np.ndarray[Any, np.dtype[np.float32]], new: np.ndarray[Any, np.dtype[np.float32]]
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """|new - stored| / |stored| of each frame: (t, S, D) twice to (t,). Zeros are far from all, and
-    what is no number is as far as can be (and no infinity, which JSON has not)."""
-    farthest = float(np.finfo(np.float64).max)
-    with np.errstate(invalid="ignore", over="ignore"):
-        size = np.sqrt(np.square(stored, dtype=np.float64).sum(axis=(1, 2)))
-        distance = np.sqrt(np.square(new - stored, dtype=np.float64).sum(axis=(1, 2)))
-        relative = distance / np.maximum(size, np.finfo(np.float64).tiny)
-    return np.where(distance == 0, 0.0, np.nan_to_num(relative, nan=farthest, posinf=farthest))
-
-
-def _blocks(spec: CacheSpec, array: str, num_frames: int) -> Iterator[range]:
-    """All frames, as many at a time as fit into memory."""
-    item = np.dtype(decoded_dtype(spec.stored_dtype)).itemsize
-    frame_bytes = max(item, 4) * math.prod((spec.tokens_per_frame(array), spec.dim))
-    step = max(1, _BLOCK_BYTES // frame_bytes)
-    return (range(i, min(i + step, num_frames)) for i in range(0, num_frames, step))

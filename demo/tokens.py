@@ -27,11 +27,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .store.cache import Cache, create_cache
-from .store.files import canonical_json
-from .store.records import SourceRecord
-from .store.spec import CacheSpec, Sampling
-from .store.tasks import SPLITS, Split, TaskRow, TaskTable
+from ..store.cache import Cache, create_cache
+from ..store.files import canonical_json
+from ..store.records import SourceRecord
+from ..store.spec import CacheSpec, Sampling
+from ..store.tasks import SPLITS, Split, TaskRow, TaskTable
 
 Question = Literal["order", "count", "match"]
 Layout = NDArray[np.int64]  # (T,): 0 for the background, k for kind k

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..store.errors import UsageError, Vis4merError
 from .predict import OnPhase, VideoPredictions, predict_videos
-from .store.errors import UsageError, Vis4merError
 
 if TYPE_CHECKING:
-    from .decode.judging.look import WindowLook
-    from .decode.judging.predict import EntryPrediction
-    from .decode.runs.run import Run
-    from .extract.sources import VideoSource
-    from .store.cache import Cache
+    from ..decode.judging.look import WindowLook
+    from ..decode.judging.predict import EntryPrediction
+    from ..decode.runs.run import Run
+    from ..extract.sources import VideoSource
+    from ..store.cache import Cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,10 @@ def predict_and_draw(
 
         predict_and_draw(["new.mp4"], "runs/selective", "looked.png", at_seconds=75)
     """
-    from .decode.figure_path import check_figure_path
-    from .decode.judging.look import look_at_window, require_look
-    from .decode.judging.look_figure import FORMATS, draw_look
-    from .decode.runs.run import open_run
+    from ..decode.figure_path import check_figure_path
+    from ..decode.judging.look import look_at_window, require_look
+    from ..decode.judging.look_figure import FORMATS, draw_look
+    from ..decode.runs.run import open_run
 
     path = Path(figure)
     opened = open_run(run) if isinstance(run, (str, Path)) else run
@@ -100,10 +100,10 @@ def read_pictures(source: VideoSource, cache: Cache, look: WindowLook) -> NDArra
     file that cannot be read any more, Vis4merError for one whose frames are no longer those that
     the tokens were made from.
     """
-    from .decode.judging.look_figure import shown_places
-    from .extract.backbones.preprocess import resize_frames
-    from .extract.readers import get_reader
-    from .extract.sampling import moments_of
+    from ..decode.judging.look_figure import shown_places
+    from ..extract.backbones.preprocess import resize_frames
+    from ..extract.readers import get_reader
+    from ..extract.sampling import moments_of
 
     spec = cache.spec
     if spec.preprocess is None:
@@ -130,7 +130,7 @@ def read_pictures(source: VideoSource, cache: Cache, look: WindowLook) -> NDArra
 
 
 def _only(videos: Sequence[str | Path]) -> VideoSource:
-    from .extract.sources import resolve_sources
+    from ..extract.sources import resolve_sources
 
     sources = resolve_sources([str(video) for video in videos])
     if len(sources) != 1:

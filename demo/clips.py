@@ -27,9 +27,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .store.errors import UsageError
-from .store.files import write_atomic
-from .store.tasks import Split
+from ..store.errors import UsageError
+from ..store.files import write_atomic
+from ..store.tasks import Split
 
 FirstEvent = Literal["disc-first", "stripes-first"]
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .cache import Cache
-from .catalog import CATALOG, MAX_CATALOG_BYTES, parse_catalog
-from .errors import CacheFormatError
-from .files import canonical_json, link_above, parse_json, read_json_bytes, read_sealed, unseal
-from .keys import entry_key, fan
-from .layout import array_metadata, crc32c
-from .records import EntryRecord
-from .verify import record_files
-from .writer import entry_metadata
+from ..cache import Cache
+from ..catalog import CATALOG, MAX_CATALOG_BYTES, parse_catalog
+from ..errors import CacheFormatError
+from ..files import canonical_json, link_above, parse_json, read_json_bytes, read_sealed, unseal
+from ..keys import entry_key, fan
+from ..layout import array_metadata, crc32c
+from ..records import EntryRecord
+from ..verify import record_files
+from ..writer import entry_metadata
 
 
 def known_records(cache: Cache) -> dict[str, list[EntryRecord]]:

@@ -1,6 +1,6 @@
 """What every deed of a repair needs: its steps, its mirrors, and writing that a dry run leaves out.
 
-Knows nothing of what is bad: see `mend_entries` and `mend_files`.
+Knows nothing of what is bad: see `entries` and `files`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from .backing import LocalBacking
-from .cache import Cache
-from .copying import copy_objects, place_entry
-from .diff import differing_values
-from .errors import DamagedEntryError, UsageError, Vis4merError
-from .failures import FailureRecord
-from .files import StorageError, storage_errors, write_atomic
-from .records import EntryRecord, SourceRecord
-from .remote.place import RemoteError, TornObjectError
-from .replacement import replace_attempt
-from .verify import entry_problems, is_refusal
+from ..backing import LocalBacking
+from ..cache import Cache
+from ..copying import copy_objects, place_entry
+from ..diff import differing_values
+from ..errors import DamagedEntryError, UsageError, Vis4merError
+from ..failures import FailureRecord
+from ..files import StorageError, storage_errors, write_atomic
+from ..records import EntryRecord, SourceRecord
+from ..remote.place import RemoteError, TornObjectError
+from ..replacement import replace_attempt
+from ..verify import entry_problems, is_refusal
 
 Deed = Literal[
     "mended", "restored", "copied", "dropped copies", "dropped", "rebuilt", "removed", "left"

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .store.errors import Vis4merError
-from .store.tasks import without_extent
-from .store.wording import some_of
+from ..store.errors import Vis4merError
+from ..store.tasks import without_extent
+from ..store.wording import some_of
 
 if TYPE_CHECKING:
-    from .decode.report.examples import Still, VideoStretch
-    from .decode.report.table import Report
-    from .extract.annotations.index import VideoIndex
-    from .extract.readers.base import Reader
+    from ..decode.report.examples import Still, VideoStretch
+    from ..decode.report.table import Report
+    from ..extract.annotations.index import VideoIndex
+    from ..extract.readers.base import Reader
 
 NUM_STILLS = 8
 STILL_BOX = (256, 96)  # a still is at most so wide and so high, in pixels
@@ -62,9 +62,9 @@ def report_page(
 
     Raises UsageError when there is no such folder.
     """
-    from .decode.report.examples import read_examples
-    from .decode.report.html import render_page, report_runs
-    from .extract.annotations.index import VideoIndex
+    from ..decode.report.examples import read_examples
+    from ..decode.report.html import render_page, report_runs
+    from ..extract.annotations.index import VideoIndex
 
     index = None if videos is None else VideoIndex(videos)
     examples = {run.path: read_examples(run) for run in report_runs(report)}
@@ -88,7 +88,7 @@ def read_stills(
     A stretch that is asked for twice is read once and counts twice, as a page carries it. When
     `max_bytes` are reached, what comes after is left without frames.
     """
-    from .extract.readers import get_reader
+    from ..extract.readers import get_reader
 
     reader = get_reader("pyav")
     found: dict[VideoStretch, tuple[Still, ...]] = {}
@@ -133,8 +133,8 @@ def find_video(index: VideoIndex, entry_id: str) -> Path | None:
 def _stills(path: Path, stretch: VideoStretch, reader: Reader) -> tuple[tuple[Still, ...], float]:
     """Frames at the middles of equal parts of a stretch, and when the file ends; all in
     presentation times."""
-    from .decode.report.examples import Still
-    from .extract.sampling import Slots
+    from ..decode.report.examples import Still
+    from ..extract.sampling import Slots
 
     with reader.open(path, moments=Slots(count=1)) as stream:
         first = stream.info.first_pts_seconds

@@ -3,7 +3,7 @@
     result = run_long_range(Path("vis4mer-demo"), question="order", decoders=["vis4mer", "mean"])
     result.settings[0].accuracy.mean        # of vis4mer; whatever ignores order stays at chance
 
-The tokens are drawn, not extracted (see `demo_tokens`), so all of it is about decoders: the same
+The tokens are drawn, not extracted (see `tokens`), so all of it is about decoders: the same
 training for each of them, from the same tokens. Run again, it goes on where it stopped. Knows
 nothing of how a person is told.
 """
@@ -15,15 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .demo_tokens import FRAMES, NUM_VIDEOS, Question, TokenDemo, write_token_demo
-from .store.errors import UsageError, Vis4merError
-from .store.tasks import Split
+from ..store.errors import UsageError, Vis4merError
+from ..store.tasks import Split
+from .tokens import FRAMES, NUM_VIDEOS, Question, TokenDemo, write_token_demo
 
 if TYPE_CHECKING:
-    from .decode.config import OptionValue, TrainConfig
-    from .decode.judging.statistics import SeedStatistics
-    from .decode.training.progress import OnProgress
-    from .store.cache import Cache
+    from ..decode.config import OptionValue, TrainConfig
+    from ..decode.judging.statistics import SeedStatistics
+    from ..decode.training.progress import OnProgress
+    from ..store.cache import Cache
 
 DECODERS = ("vis4mer", "mean")  # of a demo that names none
 
@@ -131,7 +131,7 @@ class LongRangeSetting:
 
     @property
     def accuracy(self) -> SeedStatistics:
-        from .decode.judging.statistics import SeedStatistics
+        from ..decode.judging.statistics import SeedStatistics
 
         return SeedStatistics.of([score.accuracy for score in self.scores])
 
@@ -256,7 +256,7 @@ def train_contender(
 ) -> LongRangeScore:
     """Train the contender `name` in directory `run`, or go on with it, and judge it on the test
     split. Raises as `train_decoder` does, and whatever `progress` raises."""
-    from .decode.train import train_decoder
+    from ..decode.train import train_decoder
 
     config = contender_config(demo, name, seed=seed, device=device, epochs=epochs)
     result = train_decoder(cache, config, run, progress=progress)
@@ -281,7 +281,7 @@ def contender_config(
 ) -> TrainConfig:
     """The same training for every contender; epochs: None for those of TRAININGS. Windows are whole
     videos, so strides do not matter; in float32 on every device, as in the other demo."""
-    from .decode.config import DecoderConfig, OptimizerConfig, TrainConfig
+    from ..decode.config import DecoderConfig, OptimizerConfig, TrainConfig
 
     contender, training = find_contender(name), TRAININGS[demo.side]
     return TrainConfig(

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .cache import Cache
-from .errors import CacheFormatError, EntryNotFoundError, Vis4merError
+from ..cache import Cache
+from ..errors import CacheFormatError, EntryNotFoundError, Vis4merError
+from ..pooling import without_copies
+from ..records import EntryRecord, stored_arrays
+from ..replacement import current_record
+from ..standing import remove_standing, stands
+from ..verify import Problem, entry_problems
 from .lost import lost_metadata
-from .mending import Mending, holds, raise_refusal
-from .pooling import without_copies
-from .records import EntryRecord, stored_arrays
-from .replacement import current_record
-from .standing import remove_standing, stands
-from .verify import Problem, entry_problems
+from .steps import Mending, holds, raise_refusal
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""The demos: the whole pipeline on clips made here, and long-range questions on drawn tokens."""
