@@ -21,7 +21,7 @@ from .commands import ablate, bench, both, cache, datasets, decode, extract, pre
 from .commands import checking as _checking  # noqa: F401 - adds itself to `cache`
 from .commands import status as _status  # noqa: F401 - adds itself to `cache`
 from .commands import transfer as _transfer  # noqa: F401 - adds itself to `cache`
-from .commands.shared import choose_thread_waiting
+from .commands.shared import ask_for_large_pages, choose_thread_waiting
 
 EXIT_INTERRUPTED = 130
 
@@ -104,6 +104,7 @@ def root(
 ) -> None:
     """Global options; --debug shows the traceback of an error."""
     choose_thread_waiting()
+    ask_for_large_pages()
 
 
 app.command()(extract.extract)

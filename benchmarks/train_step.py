@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch.nn.functional import cross_entropy
+from vis4mer.commands.shared import ask_for_large_pages
 from vis4mer.decode.config import OptimizerConfig
 from vis4mer.decode.data.batch import TokenBatch
 from vis4mer.decode.decoders import build_decoder
@@ -154,6 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.in_process:
         json.dump(asdict(measure(arguments, arguments.precision)), sys.stdout)
         return
+    ask_for_large_pages()  # as the command does
     sizes = [(batch, arguments.frames) for batch in arguments.batches]
     if arguments.longer > 1:
         sizes.append((1, arguments.longer * arguments.frames))

@@ -241,7 +241,7 @@ class Block(nn.Module, ABC):
 
     @abstractmethod
     def combine(self, x: Tensor, z: Tensor) -> Tensor:
-        """The block's output from its pooled input x and its pooled mixer output z."""
+        """The output from the pooled input x and the pooled mixer output z, before dropout."""
 
     @abstractmethod
     def forward_plain(self, tokens: Tokens) -> Tokens:
@@ -260,7 +260,7 @@ class Block(nn.Module, ABC):
         return pooled.x
 
     def _project(self, x: Tensor, g: Tensor) -> Tensor:
-        return self.combine(x, self.dropout(self.mixer.output(g)))
+        return self.combine(x, self.mixer.output(g))
 
     def start_stream(self, batch_size: int, device: torch.device) -> BlockStream:
         """Before the first token. Only for blocks with a causal mixer."""
@@ -294,7 +294,7 @@ class OfficialBlock(Block):
         self.linear = nn.Linear(width, out_width)
 
     def combine(self, x: Tensor, z: Tensor) -> Tensor:
-        return gelu(self.linear(x + z))
+        return gelu(self.linear(self.dropout.added_to(x, z)))
 
     def forward_plain(self, tokens: Tokens) -> Tokens:
         z = self.mixer(self.norm(tokens.x), tokens.mask)
@@ -319,7 +319,7 @@ class PaperBlock(Block):
         self.skip = nn.Linear(width, out_width)
 
     def combine(self, x: Tensor, z: Tensor) -> Tensor:
-        x_mlp: Tensor = self.mlp(z)
+        x_mlp: Tensor = self.mlp(self.dropout(z))
         x_skip: Tensor = self.skip(x)
         return x_mlp + x_skip
 

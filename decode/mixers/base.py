@@ -97,6 +97,11 @@ class ChannelDropout(nn.Module):
         scale = self.scale(x)
         return x if scale is None else x * scale
 
+    def added_to(self, x: Tensor, z: Tensor) -> Tensor:
+        """x + Dropout(z), in one pass: (B, L, D)."""
+        scale = self.scale(z)
+        return x + z if scale is None else torch.addcmul(x, z, scale)
+
     def scale(self, x: Tensor) -> Tensor | None:
         """What x (B, L, D) is to be multiplied by, (B, 1, D); None where nothing is dropped."""
         if not self.training or self.probability == 0:

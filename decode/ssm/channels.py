@@ -107,7 +107,9 @@ class _ByChannels(torch.autograd.Function):
             of_y = _channels_first(grad_y, part, grad_y.shape[1]).to(y.dtype)  # h B M
             of_u, *of_prepared = _gradients([y], inputs, [of_y])
             if grad_u is not None:
-                grad_u[..., part] = of_u[..., :L].permute(1, 2, 0)
+                # Whole blocks are often whole pages: rows so far apart share a place in the cache,
+                # and to read 64 of them side by side costs twice what a copy without padding does.
+                grad_u[..., part] = of_u[..., :L].contiguous().permute(1, 2, 0)
             found = _gradients(prepared, some, of_prepared)
             for grad, of_vector in zip(grads, found, strict=True):
                 if grad is not None:
