@@ -50,8 +50,7 @@ def _report(error: BaseException) -> int:
         console.print_error("interrupted; the same command goes on from what it has done")
         return EXIT_INTERRUPTED
     if type(error).__name__ == "NoArgsIsHelpError":
-        typer.echo(getattr(error, "ctx").get_help())  # noqa: B009 - no public type
-        return 2
+        return 2  # the library has printed the help while it made the error
     if hasattr(error, "format_message"):  # the parser's own errors
         hint = getattr(error, "ctx", None)
         command = hint.command_path if hint is not None else "vis4mer"

@@ -68,8 +68,9 @@ def ablate(
     Runs that can share their reads train in one pass. Killed at any moment, the same command goes
     on. RUN holds a run directory for each, results.jsonl, table.csv, figures and an HTML page.
 
-    A TOML file for --config: seeds = 3, a table [base] of settings for all runs (epochs = 50), a
-    table [axes] of lists ("decoder.depth" = [1, 3]), and single runs as tables [[runs]].
+    A TOML file for --config holds seeds = 3, a table named base of settings for all runs
+    (epochs = 50), a table named axes of lists ("decoder.depth" = [1, 3]), and an array of tables
+    named runs for single runs.
 
     Example: vis4mer ablate --cache lvu.zarr --task lvu/scene --run sweep
     --axis tokens=60xcls,60x7x7 --axis decoder.depth=1,3 --seeds 3

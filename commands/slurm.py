@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 
 from ..render.slurm import ArrayScript, array_script
 from ..store.errors import UsageError
+from ..store.remote.urls import refuse_address
 from .extract import extract
 
 _NAME = re.compile(r"[\w.,+-]{1,200}")
@@ -83,7 +84,7 @@ def slurm(
 
 def _check_options(arguments: Sequence[str]) -> None:
     """The parser's error for what `vis4mer extract` would not take; UsageError for options that
-    the script sets or that are of one run, and where no video is named."""
+    the script sets or that are of one run, for a cache elsewhere, and where no video is named."""
     app = typer.Typer(add_completion=False)
     app.command(name="extract")(extract)
     parsed = typer.main.get_command(app).make_context("vis4mer extract", list(arguments))
@@ -95,6 +96,8 @@ def _check_options(arguments: Sequence[str]) -> None:
         value = parsed.params[name]
         if value is not None and value is not False:
             raise UsageError(f"--{name.replace('_', '-')}: {reason}")
+    if parsed.params["cache"] is not None:
+        refuse_address(str(parsed.params["cache"]), what="an extraction fills")
     if not parsed.params["inputs"] and parsed.params["dataset"] is None:
         raise UsageError("no videos named: give files, a folder, a list, or --dataset")
 

@@ -84,10 +84,18 @@ def test_every_command_is_in_the_readme():
         assert f"`{command[-1]}`" in readme or f"`vis4mer {' '.join(command)}`" in readme
 
 
-def test_no_command_prints_help_and_fails():
-    result = run()
-    assert result.exit_code == 2
-    assert "train-decoder" in result.output
+def test_no_command_prints_help_once_and_fails():
+    code = "import sys; from vis4mer.cli import main; sys.argv = ['vis4mer']; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "train-decoder" in done.stdout
+    assert done.stdout.count("Usage:") == 1
+
+
+def test_no_help_loses_what_stands_in_brackets():
+    text = " ".join(run("ablate", "--help").output.split())
+    assert "a table named base of settings" in text
+    assert "[]" not in text
 
 
 def test_help_needs_neither_torch_nor_the_store():

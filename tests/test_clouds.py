@@ -148,7 +148,14 @@ def test_a_plain_endpoint_elsewhere_is_refused_by_the_names_of_its_kind(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("endpoint", ["localhost:9000", "nonsense", "", "ftp://host", "http://"])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        *("localhost:9000", "nonsense", "", "ftp://host", "http://", "http://:9000", "https://%zz"),
+        *("http://host:99999", "http://host:many", "http://[::1", "http://a]b", "http://[x]:9000"),
+        *("http://1.2.3.999", "http://xn--", "http://host/<a>", "http://hé"),
+    ],
+)
 def test_an_endpoint_that_is_none_is_refused(
     monkeypatch: pytest.MonkeyPatch, kind: str, endpoint: str
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import getpass
 import io
+import os
 import shutil
 import signal
 import sys
@@ -110,6 +111,41 @@ def test_connections_that_are_killed(
     assert not list((tmp_path / "there").rglob(".*.tmp"))
 
 
+def use_proxy(host: real_servers.OpenSsh, folder: Path) -> None:
+    (folder / "proxy.py").write_text(PROXY)
+    with (host.home / ".ssh/config").open("a") as file:
+        file.write(f"  ProxyCommand {sys.executable} {folder}/proxy.py 127.0.0.1 %p\n")
+
+
+def test_a_connection_whose_threads_are_gone_is_let_go_of(
+    host: real_servers.OpenSsh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program of a ProxyCommand with it."""
+    use_proxy(host, tmp_path)
+    made: list[ssh.Connection] = []
+
+    def connect(to: ssh.Host) -> ssh.Connection:
+        made.append(ssh.connect(to))
+        return made[-1]
+
+    monkeypatch.setattr("vis4mer.store.remote.sftp.connect", connect)
+    place = open_place(f"{host.address}{tmp_path}/there", writable=True)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(place.put, "a", DATA).result()
+    host.signal(signal.SIGKILL)
+    transport = made[0].client.get_transport()
+    assert transport is not None
+    transport.join(30)
+    assert place.read("a") == DATA
+    first, second = (connection.proxy for connection in made)
+    assert first is not None
+    assert first.returncode is not None
+    assert second is not None
+    assert second.returncode is None
+    place.close()  # type: ignore[attr-defined]
+    assert second.returncode is not None
+
+
 class Begun(io.BytesIO):
     """Bytes that are read from once all who write are about to."""
 
@@ -124,12 +160,20 @@ class Begun(io.BytesIO):
         return super().read(*args)
 
 
-@pytest.mark.parametrize("num_bytes", [1 << 10, 5 << 20])
+@pytest.mark.parametrize(
+    ("num_bytes", "proxied"), [(1 << 10, False), (5 << 20, False), (5 << 20, True)]
+)
 def test_a_server_that_falls_silent(
-    host: real_servers.OpenSsh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int
+    host: real_servers.OpenSsh,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_bytes: int,
+    proxied: bool,
 ) -> None:
     """Its processes are stopped, not ended: nothing says so but the time. The larger files fill
     what the system keeps for a reader that takes nothing, and all wait until they may write."""
+    if proxied:
+        use_proxy(host, tmp_path)
     monkeypatch.setattr(ssh, "TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr(ssh, "CONNECT_SECONDS", 5.0)
     place = open_place(f"{host.address}{tmp_path}/there", writable=True)
@@ -308,6 +352,8 @@ def test_the_configuration_says_how(host: real_servers.OpenSsh, tmp_path: Path, 
         ("Host *\n  ProxyJump gate\n", "ProxyJump, which is not understood"),
         ("Host a\n  Include b\n", "an Include below a Host or Match is not understood"),
         ("Include config\n", "files that include each other"),
+        ("Include /\n", "~/.ssh/config: not understood"),
+        ("Include ~no-such-user-here/x\n", "~/.ssh/config: not understood"),
     ],
 )
 def test_a_configuration_that_is_not_understood(
@@ -321,6 +367,31 @@ def test_a_configuration_that_is_not_understood(
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("line", [b"other ssh-ed25519 AAAAx", b"# caf\xe9"])
+def test_known_hosts_that_are_not_understood(host: real_servers.OpenSsh, line: bytes) -> None:
+    with (host.home / ".ssh/known_hosts").open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(UsageError, match="known_hosts: not understood") as refusal:
+        open_place(f"{host.address}/x").size("a")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_name_there_that_is_no_utf_8(host: real_servers.OpenSsh, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path / "there") + b"/caf\xe9")).touch()
+    place = open_place(f"{host.address}{tmp_path}/there", writable=True)
+    with pytest.raises(RemoteError, match="a name there is not UTF-8"):
+        list(place.list(""))
+    assert place.put("a", DATA)
+    assert place.read("a") == DATA
+
+
+def test_a_name_that_no_host_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(RemoteError, match=r"no host can have the name 'a\.\.b'"):
+        open_place("ssh://a..b/x").size("a")
+
+
 def test_a_proxy_that_gives_no_connection(
     host: real_servers.OpenSsh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,7 +402,7 @@ def test_a_proxy_that_gives_no_connection(
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("command", ["no-such-program-here %h", "'"])
+@pytest.mark.parametrize("command", ["no-such-program-here %h", "'", '""'])
 def test_a_proxy_that_cannot_be_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

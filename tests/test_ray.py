@@ -543,11 +543,13 @@ class MadeUpWorker:
         )
 
 
-def made_up_crew(tmp_path, ray: MadeUpRay, count: int, monkeypatch, **options) -> Crew:
+def made_up_crew(
+    tmp_path, ray: MadeUpRay, count: int, monkeypatch, *, most: int | None = None, **options
+) -> Crew:
     monkeypatch.setattr(crew_module, "HIRE_SECONDS", 0.0)
     asked = ExtractRequest(cache=tmp_path / "c.zarr")
     post = Post(asked=asked, cores=1, mark=tmp_path, folders=())
-    return Crew(ray, post, Need(gpus=1), sources(count), **options)
+    return Crew(ray, post, Need(gpus=1, most=most), sources(count), **options)
 
 
 def work_to_the_end(crew: Crew) -> None:
@@ -606,6 +608,22 @@ def test_a_worker_has_the_cores_of_its_machine_and_waits_for_no_machine_that_is_
         crew.look()
         assert ray.killed == ray.made[2:]
         assert len(ray.made) == 3
+
+
+def test_workers_that_wait_for_room_are_asked_for_anew_when_a_smaller_machine_joins(
+    tmp_path, monkeypatch
+):
+    ray, nodes = MadeUpRay(0), [{"Alive": True, "Resources": LARGE}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "wait", lambda calls, **_: ([], calls))  # nobody has begun
+    with made_up_crew(tmp_path, ray, 9, monkeypatch, most=4) as crew:
+        crew.look()
+        assert [worker.post.cores for worker in ray.made] == [64, 64, 64, 64]
+        nodes.append({"Alive": True, "Resources": SMALL})
+        crew.look()
+        assert ray.killed == ray.made[1:4]
+        assert [worker.post.cores for worker in ray.made[4:]] == [4, 4, 4]
+        assert [bool(asked["resources"]) for asked in ray.asked[4:]] == [True, True, False]
 
 
 def test_a_stop_leaves_what_nobody_has_begun(tmp_path, monkeypatch):

@@ -111,6 +111,12 @@ def test_an_array_of_no_videos_is_refused():
     assert run("--cache", "c.zarr", "--dataset", "lvu").exit_code == 0
 
 
+def test_an_array_that_fills_a_cache_elsewhere_is_refused():
+    result = run("v.csv", "--cache", "s3://b/c.zarr")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "an extraction fills a directory here" in result.stderr
+
+
 def test_a_name_that_begins_with_a_dash_is_passed_on():
     text = script("--cache", "c.zarr", "--tasks", 3, "--", "-odd.mp4", "--limit")
     (line,) = (line for line in text.splitlines() if " extract " in line)

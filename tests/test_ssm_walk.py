@@ -214,6 +214,7 @@ def test_padding_on_the_way_in_changes_nothing(padded):
         (PairPool(drop_tail=True), None, 151),
         (PairPool(drop_tail=False), None, 151),
         (PairPool(drop_tail=True), None, 3),
+        (PairPool(drop_tail=True), None, 1),
         (GridPool(), (3, 5), 150),
         (GridPool(), (2, 2), 256),
         (GridPool(), (21, 20), 840),

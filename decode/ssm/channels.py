@@ -144,14 +144,15 @@ def _channels_first(x: Tensor, part: slice, padded: int) -> Tensor:
     In two copies, of which the second transposes a matrix, which torch does by tiles: one copy
     alone would go to another row of memory for each number.
     """
-    (B, L, _), some = x.shape, x[..., part]  # B L h
+    some = x[..., part]  # B L h
+    B, L, h = some.shape
     if padded == L:
         rows = some.contiguous()
     else:
-        rows = x.new_empty(B, padded, some.shape[2])
+        rows = x.new_empty(B, padded, h)
         rows[:, :L] = some
         rows[:, L:] = 0
-    return rows.view(B * padded, -1).T.contiguous().view(-1, B, padded)
+    return rows.view(B * padded, h).T.contiguous().view(h, B, padded)
 
 
 def _slices(num_channels: int, size: int) -> list[slice]:

@@ -178,7 +178,7 @@ class Crew:
         self._next_hire = time.monotonic() + HIRE_SECONDS
         places = self._need.places(nodes_of(self._ray))
         for member in [m for m in self._members if m.state == "beginning"]:
-            if member.place.machine and member.place not in places:  # it would wait for ever
+            if member.place not in places:  # on a machine that is gone, or too large for a new one
                 self._dismiss(member)
         taken = Counter(member.place for member in self._members)
         vacant = (places - self._refused - taken).elements()

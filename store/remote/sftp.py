@@ -269,8 +269,11 @@ class SftpPlace(Place):
         """A channel on a connection that has room, or on a new one. The lock is held."""
         import paramiko
 
+        for connection in [each for each in self._connections if each.is_over]:
+            self._connections.remove(connection)  # of threads that are no more
+            connection.close()
         for connection in self._connections:
-            if not connection.is_full and connection.is_alive:
+            if not connection.is_full:
                 try:
                     return connection, open_channel(connection)
                 except paramiko.ChannelException:  # this host allows fewer
@@ -327,20 +330,24 @@ class SftpPlace(Place):
                 f"{name}: the server failed, saying {words!r}; is its disk or a quota full?"
             )
         if isinstance(error, paramiko.SSHException) or is_unknown(error):
-            final = _refusal(error, self._host.name)
+            final = _refusal(error, self._host)
             if final is not None:
                 return RemoteError(f"{name}: {final}")
         if isinstance(error, NoSftpError):
             return RemoteError(f"{name}: {error}")
         if isinstance(error, paramiko.SFTPError):
             return RemoteError(f"{name}: the server's answer is no SFTP")
+        if isinstance(error, UnicodeDecodeError):  # the library's, which takes names for UTF-8
+            return RemoteError(f"{name}: a name there is not UTF-8; rename or remove that file")
+        if isinstance(error, UnicodeError):  # as part of a name on the network
+            return RemoteError(f"{name}: no host can have the name {self._host.name!r:.80}")
         if isinstance(error, (paramiko.SSHException, EOFError, OSError)):
             self._leave(connection_too=isinstance(error, TimeoutError))
             return PassingError(f"{name}: {_words(error)}")
         return error
 
 
-def _refusal(error: Exception, host: str) -> str | None:
+def _refusal(error: Exception, host: Host) -> str | None:
     """Why the host will not be used however often it is tried; None where it may be."""
     import paramiko
 
@@ -351,12 +358,12 @@ def _refusal(error: Exception, host: str) -> str | None:
         )
     if isinstance(error, paramiko.AuthenticationException):
         return (
-            f"the host takes none of your keys; try `ssh {host}`, and add the key to the agent or "
-            "to ~/.ssh/config"
+            f"the host takes none of your keys; try `{host.typed}`, and add the key to the agent "
+            "or to ~/.ssh/config"
         )
     if is_unknown(error):
         return (
-            f"the host is not in known_hosts; run `ssh {host}` once and compare the key that it "
+            f"the host is not in known_hosts; run `{host.typed}` once and compare the key that it "
             "shows"
         )
     return None

@@ -16,6 +16,7 @@ import shlex
 import socket
 import subprocess
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ _UNKNOWN = "not found in known_hosts"  # in the library's message
 _NAME = re.compile(r"[\w.:%+@][\w.:%+@-]*")  # nothing that a shell or an option parser reads
 _INCLUDE = re.compile(r"(?i)\s*include(?:\s*=\s*|\s+)(.+)")
 _MAX_INCLUDES = 16
+# What a configuration, and a file that it includes, may bring about.
+_UNCLEAR = (OSError, RuntimeError, ValueError, LookupError, ImportError)
 _BLOCK = re.compile(r"(?i)\s*(?:host|match)(?:\s*=\s*|\s+)")
 
 
@@ -58,6 +61,12 @@ class Host:
                     "host or user of an ssh:// address: expected letters, digits and . _ - : % + @"
                 )
 
+    @property
+    def typed(self) -> str:
+        """The command that reaches it from a terminal."""
+        port = "" if self.port is None else f"-p {self.port} "
+        return f"ssh {port}{'' if self.user is None else f'{self.user}@'}{self.name}"
+
 
 @dataclass(eq=False)
 class Connection:
@@ -76,6 +85,11 @@ class Connection:
     def is_alive(self) -> bool:
         transport = self.client.get_transport()
         return transport is not None and transport.is_active()
+
+    @property
+    def is_over(self) -> bool:
+        """It has ended, or it is given up and nobody is on it any more."""
+        return not self.is_alive or (self.max_channels == 0 and not self.channels)
 
     def close(self) -> None:
         self.client.close()
@@ -149,7 +163,7 @@ def connect(host: Host) -> Connection:
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
     known_hosts = found.get("userknownhostsfile", "~/.ssh/known_hosts").split()
     for file in _paths([*known_hosts, _SYSTEM_KNOWN_HOSTS]):
-        client.load_system_host_keys(str(file))
+        _trust(client, file)
     connection = Connection(client)
     command = found.get("proxycommand", "none")
     sock = None
@@ -177,6 +191,18 @@ def connect(host: Host) -> Connection:
     return connection
 
 
+def _trust(client: SSHClient, file: Path) -> None:
+    """UsageError for a known_hosts that cannot be read: the library stops at a line that ssh would
+    pass over."""
+    from paramiko.hostkeys import InvalidHostKey
+
+    try:
+        client.load_system_host_keys(str(file))
+    except (InvalidHostKey, OSError, UnicodeError) as error:
+        why = f"no key in the line {error.line!r:.80}" if isinstance(error, InvalidHostKey) else ""
+        raise UsageError(f"{file}: not understood: {why or first_line(error)}; mend it") from None
+
+
 def _keep_quiet() -> None:
     """The library logs what it also raises; with no handler at all, that is printed."""
     logger = logging.getLogger("paramiko")
@@ -197,12 +223,14 @@ def _settings(host: Host) -> dict[str, Any]:
     stated += f"  Port {host.port}\n" if host.port is not None else ""
     stated += f"  User {host.user}\n" if host.user is not None else ""
     file = Path("~/.ssh/config").expanduser()
-    lines = _lines(file) if file.is_file() else []
     try:
+        lines = _lines(file) if file.is_file() else []
         config = paramiko.SSHConfig.from_text(f"{stated}Host *\n" + "\n".join(lines))
         found: dict[str, Any] = dict(config.lookup(host.name))
         int(found.get("port", 22))
-    except (paramiko.SSHException, ImportError, ValueError, KeyError) as error:
+    except UsageError:
+        raise
+    except (*_UNCLEAR, paramiko.SSHException) as error:
         raise UsageError(f"~/.ssh/config: not understood: {first_line(error)}") from None
     if found.get("proxyjump", "none") != "none":
         raise UsageError(
@@ -239,7 +267,10 @@ def _lines(file: Path, depth: int = 0) -> list[str]:
 
 def _paths(names: list[str]) -> list[Path]:
     """Files of a configuration that are there; as with ssh, the others count for nothing."""
-    paths = [Path(name).expanduser() for name in names]
+    paths: list[Path] = []
+    for name in names:
+        with contextlib.suppress(RuntimeError):  # in the home of a user that there is not
+            paths.append(Path(name).expanduser())
     return [path for path in paths if path.is_file()]
 
 
@@ -248,7 +279,8 @@ def _proxy(command: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
 
     Started without a shell, which would read what an address names.
     """
-    ours, theirs = socket.socketpair()
+    plain, theirs = socket.socketpair()
+    ours = _ProxySocket(fileno=plain.detach())
     with theirs:
         try:
             process = subprocess.Popen(
@@ -257,12 +289,31 @@ def _proxy(command: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
                 stdout=theirs.fileno(),
                 stderr=subprocess.DEVNULL,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, IndexError) as error:  # the last for an empty one
             ours.close()
             raise UsageError(
                 f"~/.ssh/config: its ProxyCommand cannot be started: {first_line(error)}"
             ) from None
     return process, ours
+
+
+class _ProxySocket(socket.socket):
+    """The way to a proxy, which ends when nothing is taken for long, as TCP_USER_TIMEOUT ends
+    others: the library tries for ever."""
+
+    _waits_since: float | None = None
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        try:
+            sent = super().send(data, flags)
+        except TimeoutError:
+            now = time.monotonic()
+            self._waits_since = self._waits_since or now
+            if now - self._waits_since > TIMEOUT_SECONDS:
+                self.shutdown(socket.SHUT_RDWR)  # who reads learns of it too
+            raise
+        self._waits_since = None
+        return sent
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

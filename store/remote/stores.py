@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SILENCE_SECONDS = 60.0  # without a byte: a stalled connection
 MAX_REASON_CHARACTERS = 200
 _CONNECT_SECONDS = 10.0
-_SERVER = re.compile(r"https?://[^\s/]+(/\S*)?$")
+_SERVER = re.compile(r"https?://(?!/)[!#-;=?-\[\]_a-z~]+")  # what may stand in an address
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -111,8 +111,22 @@ def _require_endpoints(scheme: str) -> None:
     """UsageError where a variable names no server: the library ends the process at such a one."""
     for name in KINDS[scheme].endpoints if scheme in KINDS else ():
         given = os.environ.get(name)
-        if given is not None and not _SERVER.match(given):
+        if given is not None and not _is_server(given):
             raise UsageError(f"{name}: expected the address of a server, such as https://host:9000")
+
+
+def _is_server(url: str) -> bool:
+    """Whether an address has a host that can be one, and a port, if any, as the library has it."""
+    from obstore.exceptions import BaseError
+    from obstore.store import HTTPStore
+
+    if not _SERVER.fullmatch(url):
+        return False
+    try:
+        HTTPStore.from_url(url)
+    except (BaseError, ValueError):
+        return False
+    return True
 
 
 def _refusal(error: Exception, scheme: str) -> str:
